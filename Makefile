@@ -1,0 +1,70 @@
+# `make demo` and `make test` need nothing set up before: they make .venv, with PyTorch and
+# Detectron2 in it, on their first call.
+
+PYTHON ?= python3
+# Another Detectron2: a pip requirement, a wheel or the path of a checkout.
+# Empty: the mended v0.6 of tools/install_detectron2.py.
+DETECTRON2 ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last: a .venv without it is a half-made one.
+STAMP := $(VENV)/complete
+# The DETECTRON2 that .venv was made with.
+CHOICE := $(VENV)/detectron2.txt
+SOURCES := constraints.txt setup.cfg pyproject.toml $(wildcard tools/*detectron2*.py)
+
+D2_SOURCE := $(if $(DETECTRON2),'$(DETECTRON2)')
+
+# More threads than this gain nothing on the small tensors of the demo and the tests.
+export OMP_NUM_THREADS ?= 2
+# Every pip call below, those of tools/install_detectron2.py too.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
+
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' \
+  2>/dev/null || { echo '$(PYTHON) is not Python 3.11 or 3.12: say make PYTHON=python3.12' >&2; exit 1; }
+
+# A finished .venv with the same choice is kept and updated, any other one is made anew.
+ifneq ($(shell test -f $(STAMP) && cat $(CHOICE) 2>/dev/null || echo none),choice: $(DETECTRON2))
+REMAKE := remake
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format clean remake
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo
+	@echo 'ARGS="..." is handed on by demo and test; PYTHON=... makes .venv with another Python.'
+	@echo 'DETECTRON2=... takes another Detectron2: a pip requirement, a wheel or a checkout.'
+
+venv: $(STAMP)  ## set up .venv: PyTorch, Detectron2 and this package
+
+demo: $(STAMP)  ## train and evaluate a small detector on made-up images
+	$(BIN)/python train_net.py --config-file configs/demo/retinanet.py $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## put style and format right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and what else is built
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache projects/SamplingFree/*.egg-info
+
+$(STAMP): $(SOURCES) $(REMAKE)
+	$(if $(REMAKE),@$(CHECK_PYTHON))
+	@$(PYTHON) tools/install_detectron2.py --check $(D2_SOURCE) >/dev/null
+	@echo 'Setting up $(VENV): about 5 GB, a few minutes.'
+	$(if $(REMAKE),rm -rf $(VENV) && $(PYTHON) -m venv $(VENV))
+	$(PIP) $(BIN)/python -m pip install --quiet pip setuptools
+	$(PIP) $(BIN)/pip install --quiet --no-build-isolation torch torchvision --editable '.[dev]'
+	$(PIP) $(BIN)/python tools/install_detectron2.py --force $(D2_SOURCE)
+	@echo 'choice: $(DETECTRON2)' > $(CHOICE)
+	@touch $@

@@ -1,0 +1,10 @@
+"""Half of the method on BCCD: BCE over all anchors with the measured prior, not guided.
+
+Command:  python train_net.py --config-file configs/bccd/retinanet_R_18_FPN_bce.py
+Hardware: one CPU core.
+"""
+
+from .retinanet_R_18_FPN import dataloader, lr_multiplier, model, optimizer, train
+
+model.guide = 1.0
+train.output_dir = "output/bccd_retinanet_R_18_FPN_bce"

@@ -1,0 +1,11 @@
+"""Baseline on BCCD: Detectron2's RetinaNet with focal loss; all else as in the full method.
+
+Command:  python train_net.py --config-file configs/bccd/retinanet_R_18_FPN_focal.py
+Hardware: one CPU core.
+"""
+
+from ..common.focal import focal_baseline
+from .retinanet_R_18_FPN import dataloader, lr_multiplier, model, optimizer, train
+
+focal_baseline(model)
+train.output_dir = "output/bccd_retinanet_R_18_FPN_focal"

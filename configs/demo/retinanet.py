@@ -1,0 +1,44 @@
+"""The demo: sampling-free RetinaNet R18 on the embedded synthetic set, from random weights.
+
+Command:  make demo   (or: python train_net.py --config-file configs/demo/retinanet.py)
+Hardware: two CPU cores.
+"""
+
+from detectron2.config import LazyCall as L
+from detectron2.data import transforms as T
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler
+from sampling_free.data import register_synthetic
+
+from detectron2 import model_zoo
+
+from ..common.data import dataloader
+from ..common.optim import SGD as optimizer
+from ..common.small_retinanet import model
+
+train = model_zoo.get_config("common/train.py").train
+train.update(
+    output_dir="output/demo",
+    seed=0,
+    max_iter=700,
+    eval_period=0,
+    num_pictures=8,
+    device="cpu",
+)
+
+dataloader.train.dataset.names = L(register_synthetic)(name="synthetic_easy_train", split="train")
+dataloader.train.dataset.filter_empty = False
+dataloader.train.mapper.augmentations = [L(T.RandomFlip)(horizontal=True)]
+dataloader.train.total_batch_size = 8
+dataloader.train.num_workers = 0
+dataloader.test.dataset.names = L(register_synthetic)(name="synthetic_easy_val", split="val")
+dataloader.test.mapper.augmentations = []
+dataloader.test.num_workers = 0
+
+model.num_classes = 5
+optimizer.lr = 0.02
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    warmup_length=50 / 700,
+    warmup_factor=0.01,
+)

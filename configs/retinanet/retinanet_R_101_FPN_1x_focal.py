@@ -1,0 +1,13 @@
+"""Baseline: Detectron2's RetinaNet R101 with focal loss on COCO, Detectron2's recipe.
+
+Command:  python train_net.py --num-gpus 8 \
+              --config-file configs/retinanet/retinanet_R_101_FPN_1x_focal.py
+Hardware: 8 GPUs.
+Expected: not run by us.
+"""
+
+from ..common.focal import focal_baseline
+from .retinanet_R_101_FPN_1x import dataloader, lr_multiplier, model, optimizer, train
+
+focal_baseline(model)
+train.output_dir = "output/retinanet_R_101_FPN_1x_focal"

@@ -1,0 +1,24 @@
+"""Object detectors without sampling heuristics, for Detectron2 (arXiv 1909.04868)."""
+
+from .classification_loss import sigmoid_bce_all
+from .detectors.retinanet import SamplingFreeRetinaNet
+from .engine import LazyTrainer
+from .errors import BadInput
+from .guided_loss import guide_ratio, guided_losses
+from .prior import optimal_prior, prior_to_bias, start_loss
+from .prior_init import PriorInit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadInput",
+    "LazyTrainer",
+    "PriorInit",
+    "SamplingFreeRetinaNet",
+    "guide_ratio",
+    "guided_losses",
+    "optimal_prior",
+    "prior_to_bias",
+    "sigmoid_bce_all",
+    "start_loss",
+]

@@ -1,0 +1,60 @@
+"""Detectron2's checkpointer, with one clear line where a checkpoint is missing or does not fit."""
+
+import pickle
+import zipfile
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .errors import BadInput
+
+
+class NamingCheckpointer(DetectionCheckpointer):
+    """Raises ``BadInput`` for a checkpoint that is missing, broken or of another architecture.
+
+    Fine-tuning loads what fits; it is an error only if nothing does. Resuming and evaluation need
+    every parameter.
+    """
+
+    def load(self, path, *args, need_all=False, **kwargs):
+        """
+        Args:
+            path (str): "" loads nothing.
+            need_all (bool): every parameter of the model must be in the checkpoint.
+            args, kwargs: as in Detectron2's checkpointer.
+        """
+        self._path, self._need_all = path, need_all
+        if path and not self.path_manager.isfile(self.path_manager.get_local_path(path)):
+            raise BadInput(f"{path}: no such checkpoint; see train.init_checkpoint")
+        try:
+            return super().load(path, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, RuntimeError) as e:
+            raise BadInput(f"{path}: not a readable checkpoint ({_first_line(e)})") from e
+
+    def resume_or_load(self, path, *, resume=True, need_all=False):
+        """As Detectron2's; ``need_all`` goes for ``path``, a resumed run needs all anyway."""
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file(), need_all=True)
+        return self.load(path, checkpointables=[], need_all=need_all)
+
+    def _load_model(self, checkpoint):
+        num_entries = len(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        absent = list(incompatible.missing_keys)
+        wrong = [f"{k} {a} instead of {b}" for k, a, b in incompatible.incorrect_shapes]
+        num_wanted = len(self.model.state_dict())
+        if len(absent) >= num_wanted:
+            raise BadInput(
+                f"{self._path}: of another architecture: none of its {num_entries} entries fits "
+                f"this model; see train.init_checkpoint"
+            )
+        if self._need_all and (absent or wrong):
+            examples = ", ".join((wrong + [f"no {k}" for k in absent])[:3])
+            raise BadInput(
+                f"{self._path}: of another architecture: {len(absent)} of the {num_wanted} "
+                f"parameters are not filled ({examples}); use the config that it was trained with"
+            )
+        return incompatible
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

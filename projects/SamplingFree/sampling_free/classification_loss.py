@@ -1,0 +1,41 @@
+"""Sigmoid cross entropy over *every* sample and class: nothing sampled, nothing re-weighted.
+
+    N images   R anchors (or points) of all levels   K classes
+
+    sum over valid rows of  softplus(x)  minus  x at the one right class of each foreground row
+
+No target tensor is needed. And it is exact where ``F.binary_cross_entropy_with_logits`` is not:
+that computes x - logsigmoid(x), which cancels at the scores near the prior. With all logits at
+logit(1e-5) its float32 sum is 4.6 % off, with 1e-7 it is zero. Its gradient is right, but the
+guide divides by the value.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def sigmoid_bce_all(logits, labels):
+    """Binary cross entropy summed over all non-ignored rows and all classes, in float32.
+
+    Args:
+        logits (Tensor): (..., R, K), any floating type; computed in float32 whatever it is, also
+            under autocast (scores near the prior are subnormal in float16).
+        labels (Tensor): (..., R), integer: -1 ignored, 0..K-1 foreground of that class,
+            K background.
+
+    Returns:
+        Tensor: float32 scalar, connected to ``logits`` even when no row is valid.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
+    num_classes = logits.shape[-1]
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.reshape(-1, num_classes).float()
+        labels = labels.reshape(-1)
+        per_row = F.softplus(logits).sum(dim=1)
+        loss = per_row.masked_fill(labels < 0, 0).sum()
+        rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
+        return loss - logits[rows, labels[rows]].sum()

@@ -1,0 +1,41 @@
+"""What the command line scripts share."""
+
+import functools
+import logging
+import sys
+
+from torch.multiprocessing import ProcessExitedException
+
+from .config import load_config
+from .errors import BadInput, NonFiniteLoss
+
+__all__ = ["load_config", "one_line_errors"]
+
+
+def one_line_errors(main):
+    """Turns ``BadInput`` and ``NonFiniteLoss`` into one line on stderr and exit code 2.
+
+    Also for the processes that ``launch`` starts, if their function is wrapped too.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+        try:
+            return main(*args, **kwargs)
+        except (BadInput, NonFiniteLoss) as e:
+            print(f"error: {e}", file=sys.stderr)
+        except ProcessExitedException as e:
+            if e.exit_code != 2:
+                raise
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            sys.exit(130)
+        sys.exit(2)
+
+    return wrapped
+
+
+def _is_no_user_error(record):
+    """Detectron2's trainer logs each exception with its stack trace; ours are one line."""
+    return not (record.exc_info and issubclass(record.exc_info[0], (BadInput, NonFiniteLoss)))

@@ -1,0 +1,179 @@
+"""LazyConfig files and ``key=value`` overrides, read strictly: a key that nothing reads is an error.
+
+Detectron2's ``apply_overrides`` accepts ``train.max_itr=5`` in silence.
+"""
+
+import builtins
+import difflib
+import inspect
+import os
+
+from detectron2 import model_zoo
+from detectron2.config import LazyConfig
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import BadInput
+
+# Keys of `train` beyond those of Detectron2's common/train.py.
+TRAIN_DEFAULTS = dict(
+    seed=0,  # of weights, order and augmentations; -1: none
+    amp=dict(enabled=False, dtype="float16"),  # or "bfloat16"; on CPU too
+    clip_gradients=dict(enabled=False, clip_type="norm", clip_value=1.0, norm_type=2.0),
+    best_metric="",  # e.g. "bbox/AP50": keep the best checkpoint of the evaluations
+    expected_results=[],  # [[task, metric, value, tolerance]]: checked after training
+    prior_file="",  # read this estimate instead of measuring the prior
+    reset_prior=False,  # give a head that came with init_checkpoint the prior's bias
+    num_pictures=0,  # detections beside ground truth, drawn at the end
+)
+
+
+def load_config(path, overrides=()):
+    """Reads a config, adds what `train` lacks, applies overrides and checks every key.
+
+    Args:
+        path (str): a LazyConfig file (.py, or .yaml as saved by a run).
+        overrides (list[str]): "key=value" in Hydra's grammar.
+
+    Returns:
+        DictConfig
+
+    Raises:
+        BadInput: for a missing or broken file and for an unknown key; suggests the nearest.
+    """
+    cfg = _load(path)
+    for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
+        if key not in cfg:
+            raise BadInput(f"{path}: has no {key!r}; is it a whole LazyConfig, not a part of one?")
+    train = model_zoo.get_config("common/train.py").train
+    cfg.train = OmegaConf.merge(train, TRAIN_DEFAULTS, cfg.train)
+    for override in overrides:
+        _apply(cfg, override)
+    _check_calls(cfg)
+    return cfg
+
+
+def _load(path):
+    if not path:
+        raise BadInput("--config-file is missing, e.g. --config-file configs/demo/retinanet.py")
+    if not PathManager.isfile(path):
+        raise BadInput(f"{path}: no such config file{_suggest_file(path)}")
+    # LazyConfig leaves the import function patched when a config raises.
+    original_import = builtins.__import__
+    try:
+        return LazyConfig.load(path)
+    except BadInput:
+        raise
+    except Exception as e:
+        reason = " ".join(f"{e.__cause__ or e}".split())
+        raise BadInput(f"{path}: {type(e.__cause__ or e).__name__}: {reason}") from e
+    finally:
+        builtins.__import__ = original_import
+
+
+def _suggest_file(path):
+    folder = os.path.dirname(path) or "."
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    near = difflib.get_close_matches(os.path.basename(path), names, 1)
+    return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
+
+
+def _apply(cfg, override):
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise BadInput(f"{override!r} is no override: write key=value, e.g. train.max_iter=100")
+    _check_key(cfg, key.lstrip("+"))
+    try:
+        LazyConfig.apply_overrides(cfg, [override])
+    except Exception as e:  # Hydra's parser and OmegaConf have many of their own
+        reason = str(e).strip().splitlines()[0]
+        raise BadInput(f"{override!r} cannot be applied: {reason}") from None
+
+
+def _check_key(cfg, key):
+    node, done = cfg, []
+    for part in key.split("."):
+        where = ".".join(done) or "the config"
+        if isinstance(node, ListConfig):
+            if not part.isdigit() or int(part) >= len(node):
+                raise BadInput(f"{key}: {where} is a list of {len(node)}, {part!r} is no index")
+            node = node[int(part)]
+        elif isinstance(node, DictConfig):
+            known = [str(k) for k in node]
+            if part not in node:
+                parameters = call_parameters(node)
+                if parameters is None or part in parameters:
+                    return
+                known = [k for k in known if k != "_target_"] + sorted(parameters)
+                near = difflib.get_close_matches(part, known, 1, cutoff=0.5)
+                hint = f"did you mean {'.'.join([*done, near[0]])}?" if near else f"known: {known}"
+                raise BadInput(f"{key}: unknown key {part!r} in {where}; {hint}")
+            node = node[part]
+        else:
+            raise BadInput(f"{key}: {where} is the value {node!r} and has no keys")
+        done.append(part)
+
+
+def call_parameters(node):
+    """Parameter names of a node's ``_target_``.
+
+    Args:
+        node (DictConfig):
+
+    Returns:
+        set[str] or None: empty for a plain dict, None if the callable takes any keyword.
+    """
+    target = node.get("_target_", None)
+    if target is None:
+        return set()
+    if isinstance(target, str):
+        target = locate(target)
+    if not inspect.isclass(target):
+        return _named(target)
+    names = set()
+    for cls in target.__mro__:
+        if "__init__" in vars(cls):
+            own = _named(cls.__init__)
+            if own is not None:
+                return names | own
+            names |= _named(cls.__init__, keep_named=True) or set()
+    return None
+
+
+def _named(function, keep_named=False):
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return None
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return None if takes_any and not keep_named else names - {"self"}
+
+
+def _check_calls(node, where=""):
+    """Every key of every call must be a parameter of what is called."""
+    if isinstance(node, ListConfig):
+        children = enumerate(node)
+    elif isinstance(node, DictConfig):
+        parameters = call_parameters(node) if "_target_" in node else None
+        for key in node if parameters is not None else ():
+            if key != "_target_" and key not in parameters:
+                near = difflib.get_close_matches(str(key), parameters, 1)
+                raise BadInput(
+                    f"{where}.{key}: no parameter of {node['_target_']}"
+                    + (f"; did you mean {near[0]}?" if near else f"; known: {sorted(parameters)}")
+                )
+        children = ((k, _child(node, k, where)) for k in node)
+    else:
+        return
+    for key, child in children:
+        _check_calls(child, f"{where}.{key}".lstrip("."))
+
+
+def _child(node, key, where):
+    try:
+        return None if OmegaConf.is_interpolation(node, key) else node[key]
+    except OmegaConfBaseException as e:
+        raise BadInput(f"{where}.{key}: {e}") from None

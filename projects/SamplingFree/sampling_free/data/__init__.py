@@ -1,0 +1,13 @@
+"""Data sets: registration by config, checks before training, and a synthetic set."""
+
+from .check import check_dataset, clean_dicts, require_registered
+from .register import register_coco, register_synthetic, register_voc
+
+__all__ = [
+    "check_dataset",
+    "clean_dicts",
+    "register_coco",
+    "register_synthetic",
+    "register_voc",
+    "require_registered",
+]

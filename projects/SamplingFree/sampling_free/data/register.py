@@ -1,0 +1,243 @@
+"""Data sets that a config describes: VOC-style folders, COCO files and the synthetic set.
+
+Each function returns the registered name and may be called again with the same arguments, so a
+config can say ``names=L(register_voc)(...)`` for the loader and let the evaluator refer to it::
+
+    dataloader.test = L(build_detection_test_loader)(
+        dataset=L(get_detection_dataset_dicts)(names=L(register_voc)(name="cells_val", ...)),
+    )
+    dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}")
+
+Relative paths are under ``$DETECTRON2_DATASETS``, by default "datasets", as in Detectron2.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets.pascal_voc import load_voc_instances
+
+from ..errors import BadInput
+from .check import clean_dicts
+from .synthetic import GENERATOR_VERSION, SETTINGS, class_names, generate, num_images
+
+# A VOC box includes its last pixel, so Detectron2 reads the point xmin == xmax as 1 px wide.
+_VOC_POINT = 1.0
+
+
+def register_voc(name, root, split, classes):
+    """Register a VOC-style folder with its own class names.
+
+    Args:
+        name (str): the name to register.
+        root (str): the folder with Annotations/*.xml, ImageSets/Main and JPEGImages/*.jpg.
+        split (str): ImageSets/Main/``split``.txt lists the images.
+        classes (sequence[str]): the class names; their order gives the category ids.
+
+    Returns:
+        str: ``name``.
+    """
+    if isinstance(classes, str) or not classes or len(set(classes)) != len(classes):
+        raise BadInput(f"classes={classes!r} of data set {name!r}: give a list of distinct names")
+    classes = [str(c) for c in classes]
+    folder = _existing(root, "root", name)
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        _existing(folder / part, "root", name)
+    split_file = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not split_file.is_file():
+        known = sorted(p.stem for p in split_file.parent.glob("*.txt"))
+        raise BadInput(
+            f"{split_file}: no such file (split={split!r} of data set {name!r}): "
+            f"choose one of {', '.join(known[:8]) or '(there is none)'}"
+        )
+
+    def load():
+        return load_voc(folder, split, classes)
+
+    # The year makes Detectron2's PascalVOCDetectionEvaluator use the area under the curve.
+    metadata = {"dirname": str(folder), "split": split, "year": 2012, "thing_classes": classes}
+    return _register(name, ("voc", str(folder), split, tuple(classes)), load, metadata)
+
+
+def register_coco(name, json_file, image_root):
+    """Register a COCO instances file; the class names come from its categories.
+
+    Args:
+        name (str): the name to register.
+        json_file (str): the annotation file.
+        image_root (str): the folder that its file names are relative to.
+
+    Returns:
+        str: ``name``.
+    """
+    json_file = _existing(json_file, "json_file", name)
+    image_root = _existing(image_root, "image_root", name)
+    metadata = {"json_file": str(json_file), "image_root": str(image_root)}
+
+    def load():
+        return load_coco(json_file, image_root, name)
+
+    return _register(name, ("coco", str(json_file), str(image_root)), load, metadata)
+
+
+def register_synthetic(name, split, setting="easy", root=None, **overrides):
+    """Register a split of the synthetic set, and write it if the cache does not hold it yet.
+
+    It is written here, not when it is loaded, as COCOEvaluator opens its annotation file at once.
+
+    Args:
+        name (str): the name to register.
+        split (str): "train" or "val".
+        setting (str): "easy" or "hard".
+        root (str or None): the cache; else $SAMPLING_FREE_CACHE, else ~/.cache/sampling_free.
+        **overrides: fields of ``SyntheticConfig``, for example num_classes or objects.
+
+    Returns:
+        str: ``name``.
+    """
+    config = synthetic_config(setting, **overrides)
+    folder = cached_split(config, setting, split, root)
+    metadata = {
+        "json_file": str(folder / "annotations.json"),
+        "image_root": str(folder / "images"),
+        "thing_classes": class_names(config),
+        "thing_dataset_id_to_contiguous_id": {k + 1: k for k in range(config.num_classes)},
+    }
+
+    def load():
+        return load_coco(metadata["json_file"], metadata["image_root"], name)
+
+    return _register(name, ("synthetic", str(folder)), load, metadata)
+
+
+def load_voc(folder, split, classes):
+    """The dataset dicts of a VOC-style folder, read by Detectron2, without its malformed boxes."""
+    folder = Path(folder)
+    split_file = folder / "ImageSets" / "Main" / f"{split}.txt"
+    ids = split_file.read_text().splitlines()
+    ids = [line.strip() for line in ids if line.strip()]
+    if len(ids) < 2 or any(len(line.split()) > 1 for line in ids):
+        raise BadInput(f"{split_file}: write one image name per line, and at least two of them")
+    try:
+        dicts = load_voc_instances(str(folder), split, classes)
+    except (AttributeError, IndexError, OSError, SyntaxError, TypeError, ValueError):
+        for image_id in ids:  # Detectron2's error names no file, so look for the one at fault
+            _check_voc_xml(folder / "Annotations" / f"{image_id}.xml", classes)
+        raise
+    return clean_dicts(dicts, str(folder), min_size=_VOC_POINT)
+
+
+def _check_voc_xml(path, classes):
+    """Raise BadInput if Detectron2 cannot read a VOC annotation file."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file: add it or take {path.stem} out of the split")
+    try:
+        root = ET.parse(path).getroot()
+    except ET.ParseError as error:
+        raise BadInput(f"{path}: not a readable XML file ({error}): write it again") from error
+    tags = [(root, "size/width", int), (root, "size/height", int)]
+    for thing in root.findall("object"):
+        tags.append((thing, "name", str))
+        tags += [(thing, f"bndbox/{side}", float) for side in ("xmin", "ymin", "xmax", "ymax")]
+    for node, tag, kind in tags:
+        text = node.findtext(tag)
+        try:
+            kind(text.strip())
+        except (AttributeError, ValueError):
+            raise BadInput(
+                f"{path}: <{tag}> is {text!r}: give it a value ({kind.__name__})"
+            ) from None
+        if tag == "name" and text not in classes:
+            raise BadInput(
+                f"{path}: class {text!r} is not in classes={list(classes)}: add it there "
+                "or correct the file"
+            )
+
+
+def load_coco(json_file, image_root, name):
+    """The dataset dicts of a COCO file, read by Detectron2, without its malformed boxes."""
+    try:
+        dicts = load_coco_json(str(json_file), str(image_root), name)
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadInput(
+            f"{json_file}: not a COCO instances file ({reason}): it needs images, annotations "
+            "and categories whose ids fit together"
+        ) from error
+    return clean_dicts(dicts, str(json_file))
+
+
+def synthetic_config(setting="easy", **overrides):
+    """The ``SyntheticConfig`` of a setting with some fields replaced."""
+    if setting not in SETTINGS:
+        raise BadInput(f"setting={setting!r}: choose one of {', '.join(sorted(SETTINGS))}")
+    known = [f.name for f in dataclasses.fields(SETTINGS[setting])]
+    for key in overrides:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1) or known
+            raise BadInput(f"{key}: the synthetic set has no such key; use {', '.join(close)}")
+    return dataclasses.replace(SETTINGS[setting], **overrides)
+
+
+def cached_split(config, setting, split, root=None):
+    """The folder of a synthetic split, written on the first call.
+
+    The folder appears complete or not at all: it is written under another name and renamed. Of
+    several processes that write it at once the first wins and the others discard their copies.
+    """
+    num_images(config, split)  # a wrong split ends here, before a folder is made
+    root = Path(root or os.environ.get("SAMPLING_FREE_CACHE") or "~/.cache/sampling_free")
+    key = json.dumps([GENERATOR_VERSION, dataclasses.asdict(config)], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder = root.expanduser().absolute() / f"{setting}-{digest}" / split
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f".{split}-{uuid.uuid4().hex}")
+    try:
+        generate(config, split, partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: cannot be written ({error.strerror}): set SAMPLING_FREE_CACHE or root to "
+            "a folder with free space"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _existing(path, key, name):
+    """The absolute path of a file or folder that a config names."""
+    base = Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+    full = (base / os.path.expanduser(path)).absolute()
+    if not full.exists():
+        raise BadInput(
+            f"{full}: no such file or folder ({key} of data set {name!r}): relative paths are "
+            f"under DETECTRON2_DATASETS={str(base)!r}; set it or give an absolute path"
+        )
+    return full
+
+
+def _register(name, source, load, metadata):
+    """Register ``load`` unless the same source has the name already; returns the name."""
+    if name in DatasetCatalog:
+        if MetadataCatalog.get(name).get("source", None) != source:
+            raise BadInput(
+                f"data set name {name!r} is taken by other data or arguments: choose another name"
+            )
+        return name
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(evaluator_type="coco", source=source, **metadata)
+    return name

@@ -1,0 +1,75 @@
+"""RetinaNet without focal loss: all anchors, measured prior, guided classification loss.
+
+    N images   R anchors of all levels   K classes
+
+Only ``losses`` differs from Detectron2's class; parameters, assignment and inference are its own.
+"""
+
+import torch
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.utils.events import get_event_storage
+
+from ..classification_loss import sigmoid_bce_all
+from ..guided_loss import GuideLog, check_guide, guided_losses
+from .bias import PriorBias
+
+
+class SamplingFreeRetinaNet(PriorBias, RetinaNet):
+    """Detectron2's RetinaNet, trained as arXiv 1909.04868 has it.
+
+    ``focal_loss_alpha`` and ``focal_loss_gamma`` are accepted, as every RetinaNet config has
+    them, and unused.
+    """
+
+    classifier_bias_name = "head.cls_score.bias"
+
+    def __init__(self, *, prior="auto", guide="iteration", box_reg_loss_weight=1.0, **kwargs):
+        """
+        Args:
+            prior (float or "auto"): start score of every class at every anchor; "auto" has the
+                hook ``PriorInit`` measure it on the training set.
+            guide (str or float): "iteration", r = L_loc / L_cls in every iteration; a number is a
+                constant in its place, 1.0 the plain sum of the losses.
+            box_reg_loss_weight (float): factor of the box loss, which is summed over the four
+                coordinates and divided by the number of foreground anchors. The authors' code
+                has its mean over the coordinates: 0.25. As it guides the classification loss it
+                scales that too.
+            kwargs: as in Detectron2's ``RetinaNet``.
+        """
+        super().__init__(**kwargs)
+        self.guide = check_guide(guide)
+        self.box_reg_loss_weight = box_reg_loss_weight
+        self.guide_log = GuideLog()
+        self.init_prior(prior)
+
+    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """
+        Args:
+            anchors (list[Boxes]): one for each level.
+            pred_logits, pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, K or 4).
+            gt_labels (list[Tensor]): N times (R,): -1 ignored, 0..K-1 foreground, K background.
+            gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
+
+        Returns:
+            dict[str, Tensor]: "loss_cls", scaled by the guide and by design as large as
+            "loss_box_reg", the other. The event storage gets "guide/r" and
+            "guide/loss_cls_raw", the loss before scaling.
+        """
+        self.require_prior()
+        gt_labels = torch.stack(gt_labels)
+        foreground = (gt_labels >= 0) & (gt_labels != self.num_classes)
+        sizes = [x.shape[1] for x in pred_logits]
+        sum_cls = sum(map(sigmoid_bce_all, pred_logits, gt_labels.split(sizes, dim=1)))
+        sum_box = self.box_reg_loss_weight * _dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            pred_anchor_deltas,
+            gt_boxes,
+            foreground,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        losses = guided_losses(sum_cls, sum_box, foreground.sum(), self.guide)
+        self.guide_log.write(losses, get_event_storage(), num_images=len(gt_labels))
+        return {"loss_cls": losses.loss_cls, "loss_box_reg": losses.loss_loc}

@@ -1,0 +1,227 @@
+"""Detectron2's DefaultTrainer driven by a LazyConfig: ``LazyTrainer``."""
+
+import logging
+import os
+import weakref
+
+import torch
+from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.engine.defaults import create_ddp_model, default_writers
+from detectron2.evaluation import inference_on_dataset, print_csv_format, verify_results
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from . import best_threshold
+from .checkpoint import NamingCheckpointer
+from .datasets import dataset_names, load_dataset, test_loader
+from .errors import BadInput
+from .hooks import FinalPictures, StatefulBestCheckpointer
+from .prior_init import PriorInit
+from .step import DTYPES, PrecisionTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class LazyTrainer(DefaultTrainer):
+    """Trains what a LazyConfig describes, with Detectron2's loop, hooks and checkpoints.
+
+    ``cfg`` has Detectron2's nodes (model, optimizer, lr_multiplier, dataloader, train) and the
+    keys of ``train`` that ``sampling_free.config.TRAIN_DEFAULTS`` adds; read it with
+    ``sampling_free.config.load_config``. The training set is checked before it is used. Works for
+    any LazyConfig detector, sampling-free or not.
+    """
+
+    def __init__(self, cfg):
+        TrainerBase.__init__(self)
+        self.cfg = cfg = with_present_device(cfg)
+        if cfg.train.amp.dtype not in DTYPES:
+            raise BadInput(f"train.amp.dtype={cfg.train.amp.dtype!r}: known are {list(DTYPES)}")
+        PathManager.mkdirs(cfg.train.output_dir)
+        self.train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
+        self.mapper = instantiate(cfg.dataloader.train.mapper)
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg, self.train_dicts, self.mapper)
+        ddp = dict(cfg.train.ddp)
+        if cfg.train.device == "cpu":
+            ddp["device_ids"] = None
+        model = create_ddp_model(model, **ddp)
+        dtype = cfg.train.amp.dtype if cfg.train.amp.enabled else None
+        self._trainer = PrecisionTrainer(model, loader, optimizer, cfg.train.device, dtype)
+
+        self.start_iter = 0
+        self.max_iter = cfg.train.max_iter
+        self.prior_init = PriorInit(
+            self.train_dicts,
+            self.mapper,
+            dataset_names(cfg.dataloader.train.dataset),
+            output_dir=cfg.train.output_dir,
+            prior_file=cfg.train.prior_file,
+            reset_prior=cfg.train.reset_prior,
+        )
+        self.checkpointer = NamingCheckpointer(
+            model, cfg.train.output_dir, trainer=weakref.proxy(self), prior=self.prior_init
+        )
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = instantiate(cfg.model).to(cfg.train.device)
+        logger.info(f"Model:\n{model}")
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        cfg.optimizer.params.pop("model")  # a config is saved and printed, a model is not
+        clip = get_cfg()
+        for key, value in cfg.train.clip_gradients.items():
+            clip.SOLVER.CLIP_GRADIENTS[key.upper()] = value
+        return maybe_add_gradient_clipping(clip, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg, dataset, mapper):
+        node = cfg.dataloader.train.copy()
+        node._set_parent(cfg.dataloader)
+        arguments = {k: instantiate(node[k]) for k in node if k not in ("dataset", "mapper")}
+        target = arguments.pop("_target_")
+        return target(dataset=dataset, mapper=mapper, **arguments)
+
+    @classmethod
+    def build_evaluator(cls, cfg):
+        """The config's evaluator; Detectron2's COCOEvaluator keeps its results for the pictures."""
+        node = cfg.dataloader.evaluator
+        if getattr(node._target_, "__name__", "") == "COCOEvaluator" and not node.get("output_dir"):
+            node.output_dir = os.path.join(cfg.train.output_dir, "inference")
+        return instantiate(node)
+
+    @classmethod
+    def test(cls, cfg, model):
+        """Evaluates, prints Detectron2's lines, and stores the score threshold of best F1.
+
+        Returns:
+            dict: task -> metric -> value; empty if the config has no evaluator.
+        """
+        if "evaluator" not in cfg.dataloader:
+            return {}
+        loader = test_loader(cfg.dataloader.test, cfg.model)
+        evaluator = cls.build_evaluator(cfg)
+        results = inference_on_dataset(model, loader, evaluator) or {}
+        if comm.is_main_process():
+            print_csv_format(results)
+            if "bbox" in results and hasattr(evaluator, "_coco_api"):
+                best = best_threshold.threshold_from_evaluator(evaluator)
+                best.save(os.path.join(cfg.train.output_dir, best_threshold.FILE_NAME))
+        return results
+
+    def build_hooks(self):
+        train = self.cfg.train
+        main = comm.is_main_process()
+
+        def evaluate():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        scheduler = instantiate(self.cfg.lr_multiplier)
+        best = train.best_metric and StatefulBestCheckpointer(
+            train.eval_period, self.checkpointer, train.best_metric
+        )
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=scheduler),
+            self.prior_init,
+            hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if main else None,
+            hooks.EvalHook(train.eval_period, evaluate),
+            best if best and main else None,
+            hooks.PeriodicWriter(self.build_writers(), period=train.log_period) if main else None,
+            FinalPictures(self.cfg) if main else None,
+        ]
+
+    def build_writers(self):
+        return default_writers(self.cfg.train.output_dir, self.max_iter)
+
+    def resume_or_load(self, resume=True):
+        """Resumes the last checkpoint of ``train.output_dir``, or loads ``init_checkpoint``."""
+        resumes = resume and self.checkpointer.has_checkpoint()
+        self.checkpointer.resume_or_load(self.cfg.train.init_checkpoint, resume=resume)
+        if resumes:
+            self.start_iter = self.iter + 1
+            if hasattr(self.data_loader, "start_iter"):
+                self.data_loader.start_iter = self.start_iter
+
+    def train(self):
+        """Trains to ``train.max_iter``; returns the last evaluation, checked if so configured."""
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        results = getattr(self, "_last_eval_results", {})
+        expected = [list(row) for row in self.cfg.train.expected_results]
+        if expected and comm.is_main_process():
+            verify_results(CfgNode({"TEST": {"EXPECTED_RESULTS": expected}}), results)
+        return results
+
+    def state_dict(self):
+        # v0.6's DefaultTrainer keeps no optimizer state; no version keeps running numbers.
+        model = self._bare_model()
+        return {
+            **TrainerBase.state_dict(self),
+            "_trainer": self._trainer.state_dict(),
+            "running": {
+                name: vars(owner)[name]
+                for owner, name in self._running_numbers(model)
+                if name in vars(owner)
+            },
+        }
+
+    def load_state_dict(self, state_dict):
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+        for owner, name in self._running_numbers(self._bare_model()):
+            if name in state_dict.get("running", {}):
+                setattr(owner, name, state_dict["running"][name])
+
+    def _bare_model(self):
+        return getattr(self.model, "module", self.model)
+
+    @staticmethod
+    def _running_numbers(model):
+        """Plain attributes that training updates: (owner, name)."""
+        yield model, "loss_normalizer"  # Detectron2's RetinaNet
+        if hasattr(model, "guide_log"):
+            yield model.guide_log, "num_batches"
+            yield model.guide_log, "num_empty"
+
+
+def with_present_device(cfg):
+    """``cfg`` with train.device="cpu" where it says "cuda" and there is none; says so."""
+    if str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available():
+        logger.info("No GPU found: running on the CPU (train.device=cpu).")
+        cfg.train.device = "cpu"
+    return cfg
+
+
+def evaluate_only(cfg, resume=False):
+    """Loads weights and evaluates, training nothing and measuring no prior.
+
+    Args:
+        cfg (DictConfig): ``train.init_checkpoint`` names the weights.
+        resume (bool): take the last checkpoint of ``train.output_dir`` instead.
+
+    Returns:
+        dict: as :meth:`LazyTrainer.test`.
+    """
+    cfg = with_present_device(cfg)
+    model = LazyTrainer.build_model(cfg)
+    checkpointer = NamingCheckpointer(model, cfg.train.output_dir)
+    path = cfg.train.init_checkpoint
+    if resume:
+        path = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
+    if not path:
+        raise BadInput(
+            "--eval-only needs weights: give train.init_checkpoint=FILE, or --resume for the last "
+            f"checkpoint in {cfg.train.output_dir}"
+        )
+    checkpointer.load(path, checkpointables=[], need_all=True)
+    return LazyTrainer.test(cfg, model)

@@ -1,0 +1,224 @@
+"""The measured prior of a training set: what it is, what it depends on, and its JSON file."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from tabulate import tabulate
+
+from .counting import count_anchors
+from .errors import BadInput
+from .prior import optimal_prior, prior_to_bias, start_loss
+from .views import is_exact
+
+FILE_NAME = "prior.json"
+
+
+@dataclass
+class PriorEstimate:
+    """Counts of a training set and the prior that follows from them.
+
+    Attributes:
+        num_valid, num_foreground (float): N and N_f, summed over the images, means over views.
+        num_classes (int): C.
+        num_images, num_empty_images (int): images counted, and those without an object.
+        per_level (list[dict]): stride (pixels), valid, foreground.
+        per_class (dict[str, float]): foreground samples by class name.
+        depends_on (dict): what the counts were made of; see :func:`dependencies`.
+    """
+
+    num_valid: float
+    num_foreground: float
+    num_classes: int
+    num_images: int = 0
+    num_empty_images: int = 0
+    per_level: list = field(default_factory=list)
+    per_class: dict = field(default_factory=dict)
+    depends_on: dict = field(default_factory=dict)
+
+    @property
+    def prior(self):
+        return optimal_prior(self.num_foreground, self.num_valid, self.num_classes)
+
+    @property
+    def bias(self):
+        return prior_to_bias(self.prior)
+
+    def start_loss(self, prior=None):
+        """Classification loss per foreground sample if all scores are ``prior`` (its own)."""
+        counts = self.num_foreground, self.num_valid, self.num_classes
+        return start_loss(self.prior if prior is None else prior, *counts)
+
+    def summary(self):
+        """N, N_f, prior, bias and start loss in one line."""
+        return (
+            f"N = {self.num_valid:.6g} valid anchors, N_f = {self.num_foreground:.6g} foreground, "
+            f"C = {self.num_classes} classes: prior N_f/(N*C) = {self.prior:.4e}, "
+            f"bias {self.bias:.3f}, start loss {self.start_loss():.3f} per foreground anchor "
+            f"(with prior 0.01 {self.start_loss(0.01):.4g}, with 0.5 {self.start_loss(0.5):.4g})"
+        )
+
+    def table(self):
+        """Counts by level and by class as text."""
+        levels = [
+            [f"stride {x['stride']}", x["foreground"], x["valid"]] for x in self.per_level
+        ] + [["all", self.num_foreground, self.num_valid]]
+        for row in levels:
+            row.append(row[2] / row[1] if row[1] else float("inf"))
+        classes = [
+            [name, n, n / self.num_valid] for name, n in self.per_class.items()
+        ]
+        return "\n".join(
+            [
+                f"{self.num_images} images, {self.num_empty_images} of them without an object",
+                tabulate(levels, ["level", "foreground", "valid (N)", "N / N_f"], floatfmt=".6g"),
+                "",
+                tabulate(classes, ["class", "foreground", "theta_j = N_j / N"], floatfmt=".4g"),
+                "",
+                self.summary(),
+            ]
+        )
+
+    def save(self, path):
+        """Writes JSON, in one go, with the derived values beside the counts for a reader."""
+        derived = {"prior": self.prior, "bias": self.bias, "start_loss": self.start_loss()}
+        with open(f"{path}.tmp", "w") as f:
+            json.dump({**derived, **asdict(self)}, f, indent=1)
+        os.replace(f"{path}.tmp", path)
+
+    @classmethod
+    def load(cls, path, depends_on=None):
+        """Reads what :meth:`save` wrote.
+
+        Args:
+            path (str):
+            depends_on (dict): the present :func:`dependencies`; an estimate that was made for
+                anything else is refused.
+
+        Raises:
+            BadInput: if the file is missing, broken or stale; names the first difference.
+        """
+        try:
+            with open(path) as f:
+                record = json.load(f)
+            estimate = cls(**{k: record[k] for k in cls.__dataclass_fields__})
+            estimate.prior  # noqa: B018 - raises for impossible counts
+        except FileNotFoundError:
+            raise BadInput(
+                f"{path}: no such file; write it with tools/estimate_prior.py"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise BadInput(
+                f"{path}: not a prior estimate ({type(e).__name__}: {e}); "
+                "write it anew with tools/estimate_prior.py"
+            ) from None
+        for key, now in (depends_on or {}).items():
+            then = estimate.depends_on.get(key)
+            if then != now:
+                raise BadInput(
+                    f"{path}: stale: made with {key} = {_short(then)}, but now it is "
+                    f"{_short(now)}; write it anew with tools/estimate_prior.py"
+                )
+        return estimate
+
+
+def estimate_prior(model, dataset_dicts, mapper, names=(), *, progress=True):
+    """Counts a training set with the detector's own labels; see :func:`count_anchors`.
+
+    Args:
+        model, dataset_dicts, mapper, progress: as in :func:`count_anchors`.
+        names (str or list[str]): registered names of the data sets, for the class names.
+
+    Returns:
+        PriorEstimate
+
+    Raises:
+        BadInput: if not one anchor is foreground.
+    """
+    counts = count_anchors(model, dataset_dicts, mapper, progress=progress)
+    if counts.foreground.sum() == 0:
+        raise BadInput(
+            f"{_join(names)}: no anchor is foreground in {counts.num_images} images; check the "
+            "annotations, the input size and model.anchor_generator.sizes"
+        )
+    return PriorEstimate(
+        num_valid=float(counts.valid.sum()),
+        num_foreground=float(counts.foreground.sum()),
+        num_classes=model.num_classes,
+        num_images=counts.num_images,
+        num_empty_images=counts.num_empty_images,
+        per_level=[
+            {"stride": s, "valid": float(v), "foreground": float(f)}
+            for s, v, f in zip(counts.strides, counts.valid, counts.foreground)
+        ],
+        per_class=dict(
+            zip(_class_names(names, model.num_classes), counts.foreground_per_class.tolist())
+        ),
+        depends_on=dependencies(model, dataset_dicts, mapper, names),
+    )
+
+
+def dependencies(model, dataset_dicts, mapper, names=()):
+    """Everything that the counts depend on, readable and comparable.
+
+    Returns:
+        dict[str, Any]: plain JSON values. The annotations enter by a digest; augmentations that
+        touch neither boxes nor sizes enter too, as they cannot be told apart.
+    """
+    digest = hashlib.sha256()
+    for image in dataset_dicts:
+        digest.update(repr((image.get("height"), image.get("width"))).encode())
+        for a in image.get("annotations", []):
+            box = [float(x) for x in a["bbox"]]
+            key = box, int(a["bbox_mode"]), a["category_id"], a.get("iscrowd", 0)
+            digest.update(repr(key).encode())
+    generator, matcher = model.anchor_generator, model.anchor_matcher
+    return {
+        "data set": _join(names),
+        "number of images": len(dataset_dicts),
+        "digest of sizes and boxes": digest.hexdigest()[:16],
+        "number of classes": model.num_classes,
+        "augmentations": [_describe(a) for a in mapper.augmentations.augs],
+        "size divisibility": model.backbone.size_divisibility,
+        "padding": dict(getattr(model.backbone, "padding_constraints", None) or {}),
+        "anchors": [np.round(x.cpu().numpy(), 3).tolist() for x in generator.cell_anchors],
+        "strides": [int(s) for s in generator.strides],
+        "anchor offset": float(generator.offset),
+        "matcher thresholds": [float(x) for x in matcher.thresholds[1:-1]],
+        "matcher labels": [int(x) for x in matcher.labels],
+        "low quality matches": bool(matcher.allow_low_quality_matches),
+    }
+
+
+def _describe(augmentation):
+    if not is_exact(augmentation):
+        return repr(augmentation)
+    if hasattr(augmentation, "short_edge_length"):
+        lengths = [int(x) for x in augmentation.short_edge_length]
+        style = "range" if augmentation.is_range else "choice"
+        return f"ResizeShortestEdge({style} {lengths}, max_size={augmentation.max_size})"
+    direction = "horizontal" if augmentation.horizontal else "vertical"
+    return f"RandomFlip({direction}, prob={augmentation.prob})"
+
+
+def _class_names(names, num_classes):
+    known = [MetadataCatalog.get(n).get("thing_classes", []) for n in _listed(names)]
+    if known and len(known[0]) == num_classes:
+        return list(known[0])
+    return [f"class {k}" for k in range(num_classes)]
+
+
+def _listed(names):
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _join(names):
+    return ", ".join(_listed(names))
+
+
+def _short(value):
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,160 @@
+"""Idea 2 of the paper: the localisation loss tells the classification loss how large to be.
+
+The localisation loss sees foreground only, so the imbalance cannot touch it. In every iteration
+the classification loss is multiplied by
+
+    r = w * L_loc / L_cls            (a number: no gradient flows through it)
+
+and then *has the value* of w times the localisation loss, while its gradient keeps its direction.
+Nothing is left to tune: w is 1 for one-stage detectors and the RPN, 2 for the RoI head.
+
+Source: arXiv 1909.04868, section "Guided Loss Scaling". Needs torch only.
+"""
+
+import logging
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import BadInput
+
+logger = logging.getLogger(__name__)
+
+
+class GuidedLosses(NamedTuple):
+    """What :func:`guided_losses` returns; all are scalars.
+
+    Attributes:
+        loss_cls: this process' classification loss, scaled by r; to be differentiated.
+        loss_loc: this process' localisation loss; to be differentiated.
+        ratio: r, without gradient, equal on all processes.
+        loss_cls_raw: the classification loss before scaling, without gradient, over all processes.
+        num_foreground: foreground samples of all processes.
+    """
+
+    loss_cls: Tensor
+    loss_loc: Tensor
+    ratio: Tensor
+    loss_cls_raw: Tensor
+    num_foreground: Tensor
+
+
+def guide_ratio(loss_cls, loss_loc, weight=1.0):
+    """r = weight * L_loc / L_cls, without gradient, in float32.
+
+    Args:
+        loss_cls (Tensor): classification loss, scalar >= 0.
+        loss_loc (Tensor): localisation loss, scalar >= 0.
+        weight (float): w.
+
+    Returns:
+        Tensor: r, a scalar >= 0; 0 where there is no classification loss to scale.
+    """
+    loss_cls, loss_loc = loss_cls.detach().float(), loss_loc.detach().float()
+    return torch.where(loss_cls > 0, weight * loss_loc / loss_cls, torch.zeros_like(loss_cls))
+
+
+def guided_losses(sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.0):
+    """Normalises both losses by the foreground samples of *all* processes and applies the guide.
+
+    Without a foreground sample on any process both losses are exact zeros that stay connected to
+    the graph, so that DistributedDataParallel finds a gradient for every parameter. A process
+    without one in a batch that has some elsewhere contributes its background as usual.
+
+    Args:
+        sum_cls (Tensor): classification loss summed over this process' samples, scalar.
+        sum_loc (Tensor): localisation loss summed over this process' foreground, scalar.
+        num_foreground (Tensor): N_f of this process' batch, scalar.
+        guide (str or float): "iteration", the paper's r; or a constant that stands in for it
+            (1.0 leaves the classification loss as it is).
+        weight (float): w, used by "iteration".
+
+    Returns:
+        GuidedLosses
+    """
+    totals = torch.stack([sum_cls.detach(), sum_loc.detach(), num_foreground.to(sum_cls)]).double()
+    num_processes = _num_processes()
+    if num_processes > 1:
+        dist.all_reduce(totals)
+    total_cls, total_loc, total_foreground = totals
+
+    if guide == "iteration":
+        ratio = guide_ratio(total_cls, total_loc, weight)
+    else:
+        ratio = torch.full_like(total_cls, float(guide)).float()
+    has_foreground = total_foreground > 0
+    ratio = torch.where(has_foreground, ratio, torch.zeros_like(ratio))
+    # DistributedDataParallel averages the gradients over processes, hence the factor.
+    scale = num_processes / total_foreground.clamp(min=1)
+    return GuidedLosses(
+        loss_cls=sum_cls * (ratio * scale).to(sum_cls.dtype),
+        loss_loc=sum_loc * scale.to(sum_loc.dtype),
+        ratio=ratio,
+        loss_cls_raw=total_cls / total_foreground.clamp(min=1),
+        num_foreground=total_foreground,
+    )
+
+
+def _num_processes():
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_guide(guide):
+    """Returns ``guide`` if it is known, else raises BadInput with the list of those known."""
+    if guide == "iteration":
+        return guide
+    try:
+        return float(guide)
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"model.guide={guide!r} is unknown; known: 'iteration', or a number as a constant"
+        ) from None
+
+
+class GuideLog:
+    """Writes the guide's numbers to Detectron2's event storage and watches for empty batches.
+
+    Attributes:
+        num_batches, num_empty (int): batches seen, and those without a foreground sample on any
+            process. Plain numbers; the trainer keeps them in the checkpoint.
+    """
+
+    WARN_ABOVE = 0.2
+    WARN_AFTER = 50  # batches: fewer say little about a fifth
+
+    def __init__(self):
+        self.num_batches = 0
+        self.num_empty = 0
+        self.warned = False
+
+    def write(self, losses, storage, num_images):
+        """
+        Args:
+            losses (GuidedLosses):
+            storage (EventStorage): gets guide/r, guide/loss_cls_raw, guide/empty_batches (a
+                running count) and num_pos_anchors (per image, as Detectron2 logs it).
+            num_images (int): images of this process.
+        """
+        numbers = torch.stack([x.double() for x in losses[2:]]).tolist()  # one synchronisation
+        ratio, loss_cls_raw, num_foreground = numbers
+        self.num_batches += 1
+        self.num_empty += num_foreground == 0
+        storage.put_scalars(
+            **{
+                "guide/r": ratio,
+                "guide/loss_cls_raw": loss_cls_raw,
+                "guide/empty_batches": self.num_empty,
+                "num_pos_anchors": num_foreground / (num_images * _num_processes()),
+            }
+        )
+        if self.num_batches >= self.WARN_AFTER and not self.warned:
+            share = self.num_empty / self.num_batches
+            if share > self.WARN_ABOVE:
+                self.warned = True
+                logger.warning(
+                    f"{share:.0%} of {self.num_batches} batches had no foreground sample and "
+                    "taught nothing: use larger batches, or filter_empty=True in "
+                    "dataloader.train.dataset"
+                )

@@ -1,0 +1,63 @@
+"""Two hooks that Detectron2 lacks."""
+
+import logging
+import os
+
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import BestCheckpointer
+
+from . import best_threshold
+from .datasets import dataset_names, load_dataset
+
+logger = logging.getLogger(__name__)
+
+
+class StatefulBestCheckpointer(BestCheckpointer):
+    """Detectron2's, but a resumed run remembers the best score so far."""
+
+    def state_dict(self):
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state):
+        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+
+class FinalPictures(HookBase):
+    """After the last iteration: detections beside the ground truth, and a plot of the losses."""
+
+    def __init__(self, cfg):
+        """Args: cfg (DictConfig): ``train.num_pictures`` says how many; 0 for none."""
+        self.cfg = cfg
+
+    def after_train(self):
+        train = self.cfg.train
+        if self.trainer.iter < self.trainer.max_iter or train.num_pictures <= 0:
+            return
+        # Imported here, as matplotlib is not needed to train.
+        from .pictures import save_prediction_pictures
+        from .training_plot import plot_training
+
+        plot = os.path.join(train.output_dir, "training.png")
+        plot_training(os.path.join(train.output_dir, "metrics.json"), plot)
+        threshold_file = os.path.join(train.output_dir, best_threshold.FILE_NAME)
+        best = best_threshold.BestThreshold.load(threshold_file)
+        node = self.cfg.dataloader.test
+        paths = save_prediction_pictures(
+            self.trainer.model,
+            load_dataset(node.dataset),
+            instantiate(node.mapper),
+            MetadataCatalog.get(dataset_names(node.dataset)[0]),
+            best.display_threshold,
+            os.path.join(train.output_dir, "pictures"),
+            max_images=train.num_pictures,
+        )
+        scores = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
+        reached = ", ".join(f"{k} {scores[k]:.1f}" for k in ("bbox/AP", "bbox/AP50") if k in scores)
+        logger.info(
+            f"Reached {reached}. Scores from {best.display_threshold:.3g} up are worth showing "
+            f"(best F1).\n"
+            f"Pictures: {paths[-1]}\nLosses and r: {plot}\nModel: "
+            f"{os.path.join(train.output_dir, 'model_final.pth')}"
+        )

@@ -1,0 +1,162 @@
+"""A training loader whose order can be replayed, so that ``--resume`` continues exactly.
+
+Detectron2's loader starts its order anew on resume, forgets half-full aspect ratio groups, and
+draws augmentations from generators whose state depends on the number of workers. Here batch k is
+a function of the seed and k alone: batches are formed from the annotated sizes before anything is
+decoded, and each image's augmentations are seeded by its position in the stream. The batches are
+also the same for any number of processes; each takes its slice.
+"""
+
+import itertools
+import logging
+
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import BadInput
+from .views import seeded
+
+logger = logging.getLogger(__name__)
+
+
+def build_replayable_train_loader(
+    dataset,
+    *,
+    mapper,
+    sampler=None,
+    total_batch_size,
+    aspect_ratio_grouping=True,
+    num_workers=0,
+    seed=0,
+    unreadable="stop",
+):
+    """Like Detectron2's ``build_detection_train_loader``, with a replayable order.
+
+    Args:
+        dataset (list[dict]): in Detectron2's format.
+        mapper (callable): dict -> what the model takes.
+        sampler (Sampler): one of Detectron2's training samplers, with a seed of its own; default
+            an endless shuffle.
+        total_batch_size (int): images over all processes.
+        aspect_ratio_grouping (bool): wide and tall images in separate batches.
+        num_workers (int): loader processes; has no influence on the batches.
+        seed (int): of the order and of the augmentations, >= 0.
+        unreadable (str): what an image that cannot be read does: "stop" the run, or "skip" to the
+            next one, with one warning for each file.
+
+    Returns:
+        ReplayableLoader
+    """
+    if unreadable not in ("stop", "skip"):
+        raise BadInput(f"dataloader.train.unreadable={unreadable!r}: known are 'stop', 'skip'")
+    if total_batch_size <= 0 or total_batch_size % comm.get_world_size():
+        raise BadInput(
+            f"dataloader.train.total_batch_size={total_batch_size} is not a multiple of the "
+            f"{comm.get_world_size()} processes"
+        )
+    sampler = sampler or TrainingSampler(len(dataset), seed=seed)
+    batches = ReplayableBatches(sampler, dataset, total_batch_size, aspect_ratio_grouping)
+    return ReplayableLoader(dataset, mapper, batches, num_workers, seed, unreadable)
+
+
+class ReplayableBatches:
+    """Endless batches of (position, index), as a function of the sampler's order alone.
+
+    Attributes:
+        start (int): the first batch to yield.
+    """
+
+    def __init__(self, sampler, dataset, total_batch_size, aspect_ratio_grouping):
+        self.sampler = sampler
+        self.is_tall = [
+            aspect_ratio_grouping and d.get("height", 0) > d.get("width", 0) for d in dataset
+        ]
+        self.total_batch_size = total_batch_size
+        self.start = 0
+
+    def __iter__(self):
+        share = self.total_batch_size // comm.get_world_size()
+        first = comm.get_rank() * share
+        for batch in itertools.islice(self._all(), self.start, None):
+            yield batch[first : first + share]
+
+    def _all(self):
+        groups = {False: [], True: []}
+        for position, index in enumerate(self.sampler._infinite_indices()):
+            group = groups[self.is_tall[index]]
+            group.append((position, int(index)))
+            if len(group) == self.total_batch_size:
+                yield list(group)
+                group.clear()
+
+
+class ReplayableLoader:
+    """Iterates over batches (lists of mapped dicts), starting at batch ``start_iter``."""
+
+    def __init__(self, dataset, mapper, batches, num_workers, seed, unreadable):
+        self.batches = batches
+        self.num_workers = num_workers
+        self.dataset = _SeededDataset(dataset, mapper, seed, unreadable)
+
+    @property
+    def start_iter(self):
+        return self.batches.start
+
+    @start_iter.setter
+    def start_iter(self, value):
+        self.batches.start = value
+
+    def __iter__(self):
+        # A generator: v0.6's trainer asks for the iterator before the resumed iteration is known.
+        yield from DataLoader(
+            self.dataset,
+            batch_sampler=self.batches,
+            num_workers=self.num_workers,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(self.dataset.seed),
+        )
+
+
+class _SeededDataset(Dataset):
+    def __init__(self, dataset, mapper, seed, unreadable):
+        self.dicts = DatasetFromList(dataset, copy=False)
+        self.mapper = ReadOrName(mapper)
+        self.seed = seed
+        self.unreadable = unreadable
+        self.warned = set()
+
+    def __getitem__(self, item):
+        position, index = item
+        for offset in range(len(self.dicts)):
+            record = self.dicts[(index + offset) % len(self.dicts)]
+            try:
+                with seeded(self.seed, position):
+                    return self.mapper(record)
+            except BadInput as e:
+                if self.unreadable == "stop":
+                    raise BadInput(
+                        f"{e}; mend or remove it, or set dataloader.train.unreadable=skip"
+                    ) from None
+                if str(e) not in self.warned:
+                    self.warned.add(str(e))
+                    logger.warning(f"{e}: skipped")
+        raise BadInput("none of the images can be read")
+
+
+class ReadOrName:
+    """Wraps a mapper so that an image that cannot be read is named in one line."""
+
+    def __init__(self, mapper):
+        self.mapper = mapper
+
+    def __call__(self, record):
+        try:
+            return self.mapper(record)
+        # PIL raises OSError or SyntaxError for broken files, Detectron2 SizeMismatchError.
+        except (OSError, SyntaxError, ValueError) as e:
+            raise BadInput(
+                f"{record.get('file_name')}: cannot be read ({type(e).__name__}: {e})"
+            ) from e

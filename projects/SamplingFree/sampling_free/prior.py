@@ -1,0 +1,83 @@
+"""Idea 1 of the paper: start where the imbalance is already accounted for.
+
+Every score of a freshly initialised dense detector is about sigmoid(b), the *prior*. With the
+usual b = 0, or the 0.01 that focal loss asks for, thousands of background samples then push with
+one voice and the classification gradient explodes. The counts of the training set say which b is
+best, so nothing is left to tune.
+
+    N    valid samples: anchors labelled foreground or background (ignored ones are in neither)
+    N_f  foreground samples among them
+    C    classes; 1 for the objectness of an RPN
+
+Source: Chen et al., "Is Heuristic Sampling Necessary in Training Deep Object Detectors?",
+arXiv 1909.04868, section "Optimal Bias Initialization". Pure mathematics; needs no Detectron2.
+"""
+
+import math
+
+
+def optimal_prior(num_foreground, num_valid, num_classes):
+    """The prior that minimises :func:`start_loss`: pi* = N_f / (N * C).
+
+    A binary label is 1 in N_f of the N * C places, so pi* is simply their mean.
+
+    Args:
+        num_foreground (float): N_f, in (0, N). Means over augmented views need not be whole.
+        num_valid (float): N > 0.
+        num_classes (int): C >= 1.
+
+    Returns:
+        float: in (0, 1).
+
+    Raises:
+        ValueError: if there is no foreground, or more foreground than samples.
+    """
+    if not 0 < num_foreground < num_valid * num_classes or num_foreground > num_valid:
+        raise ValueError(
+            f"need 0 < N_f <= N and N_f < N * C, got N_f={num_foreground}, N={num_valid}, "
+            f"C={num_classes}"
+        )
+    return num_foreground / (num_valid * num_classes)
+
+
+def prior_to_bias(prior):
+    """The bias b with sigmoid(b) = prior: b = log(pi / (1 - pi)) = -log(N / N_f * C - 1) at pi*.
+
+    Args:
+        prior (float): in (0, 1).
+
+    Returns:
+        float: the logit of ``prior``.
+
+    Raises:
+        ValueError: if ``prior`` is outside (0, 1).
+    """
+    if not 0 < prior < 1:
+        raise ValueError(f"a prior is a probability in (0, 1), got {prior}")
+    return math.log(prior) - math.log1p(-prior)
+
+
+def bias_to_prior(bias):
+    """The inverse of :func:`prior_to_bias`, the sigmoid, without overflow at either end."""
+    e = math.exp(-abs(bias))
+    return 1 / (1 + e) if bias >= 0 else e / (1 + e)
+
+
+def start_loss(prior, num_foreground, num_valid, num_classes):
+    """Classification loss per foreground sample when every score equals ``prior``.
+
+        L(pi) = -log(pi) - (N / N_f * C - 1) * log(1 - pi)
+
+    The first term is the one right class of each foreground sample, the second all other places.
+    Its minimum is at :func:`optimal_prior`, where the second term is about 1 whatever the data;
+    near the minimum it is flat, so a prior that is 1 % off does no harm.
+
+    Args:
+        prior (float): pi, in (0, 1).
+        num_foreground, num_valid, num_classes: as in :func:`optimal_prior`.
+
+    Returns:
+        float: in nats per foreground sample.
+    """
+    num_zeros_per_foreground = num_valid / num_foreground * num_classes - 1
+    return -math.log(prior) - num_zeros_per_foreground * math.log1p(-prior)

@@ -1,0 +1,106 @@
+"""The views of an image that a training recipe shows, without decoding the image.
+
+A *view* is one outcome of the recipe's augmentations: a list of transforms, the size that they
+give, and a weight (the probability). ``ResizeShortestEdge`` and ``RandomFlip`` have few outcomes,
+so all of them are taken, exactly. Any other augmentation is drawn at random, seeded, and run on an
+empty picture of the right size.
+"""
+
+import contextlib
+import random
+from typing import NamedTuple
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+
+
+class View(NamedTuple):
+    """One outcome of the augmentations for an image.
+
+    Attributes:
+        transforms (TransformList): to be applied to boxes.
+        size (tuple[int, int]): (height, width) in pixels after the transforms.
+        weight (float): in (0, 1]; the weights of an image's views sum to 1.
+    """
+
+    transforms: T.TransformList
+    size: tuple
+    weight: float
+
+
+def is_exact(augmentation):
+    """Whether all outcomes of an augmentation are enumerated instead of drawn."""
+    return type(augmentation) in (T.ResizeShortestEdge, T.RandomFlip)
+
+
+def sampled_names(augmentations):
+    """Names of those augmentations whose outcomes must be drawn; empty if all are exact."""
+    return [type(a).__name__ for a in augmentations if not is_exact(a)]
+
+
+def enumerate_views(augmentations, size):
+    """All views of an image under ``augmentations``.
+
+    Args:
+        augmentations (list[Augmentation or Transform]): as Detectron2's ``DatasetMapper`` has
+            them. Those that are not :func:`is_exact` are drawn from the global random generators;
+            see :func:`seeded`.
+        size (tuple[int, int]): (height, width) of the image file.
+
+    Returns:
+        list[View]
+    """
+    views = [View(T.TransformList([]), tuple(size), 1.0)]
+    for augmentation in augmentations:
+        views = [
+            View(view.transforms + transform, new_size, view.weight * probability)
+            for view in views
+            for transform, new_size, probability in _outcomes(augmentation, view.size)
+        ]
+    return views
+
+
+def _outcomes(augmentation, size):
+    height, width = size
+    if not is_exact(augmentation):
+        picture = T.AugInput(np.zeros((height, width, 3), dtype=np.uint8))
+        transform = T.AugmentationList([augmentation])(picture)
+        return [(transform, picture.image.shape[:2], 1.0)]
+    if isinstance(augmentation, T.RandomFlip):
+        flip = T.HFlipTransform(width) if augmentation.horizontal else T.VFlipTransform(height)
+        p = augmentation.prob
+        both = [(T.NoOpTransform(), size, 1 - p), (flip, size, p)]
+        return [outcome for outcome in both if outcome[2] > 0]
+    lengths = list(augmentation.short_edge_length)
+    if augmentation.is_range:
+        lengths = range(lengths[0], lengths[1] + 1)
+    outcomes = []
+    for length in lengths:
+        transform, new_size = T.NoOpTransform(), size
+        if length > 0:
+            new_size = T.ResizeShortestEdge.get_output_shape(
+                height, width, length, augmentation.max_size
+            )
+            transform = T.ResizeTransform(height, width, *new_size, augmentation.interp)
+        outcomes.append((transform, new_size, 1 / len(lengths)))
+    return outcomes
+
+
+@contextlib.contextmanager
+def seeded(*seed):
+    """Makes the global random generators depend on ``seed`` (ints >= 0) alone.
+
+    Augmentations draw from those of Python, numpy or torch. The former states come back.
+    """
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    words = np.random.SeedSequence(seed).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1:])
+    torch.random.default_generator.manual_seed(int(words[0]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])

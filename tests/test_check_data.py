@@ -1,0 +1,168 @@
+import copy
+import logging
+import math
+import time
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+
+from sampling_free.data import check
+from sampling_free.data.check import check_dataset, clean_dicts, require_registered
+from sampling_free.errors import BadInput
+
+XYXY, XYWH, XYWHA = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS
+BAD_BOXES = [
+    ([5, 5, 5, 9], XYXY, "of no area"),
+    ([9, 5, 5, 9], XYXY, "of no area"),
+    ([5, 5, 0, 3], XYWH, "of no area"),
+    ([5, 5, 3, -1], XYWH, "of no area"),
+    ([5, 5, 0, 4, 0], XYWHA, "of no area"),
+    ([40, 5, 50, 9], XYXY, "outside the image"),
+    ([-9, 5, 0, 9], XYXY, "outside the image"),
+    ([5, 30, 3, 3], XYWH, "outside the image"),
+    ([60, 60, 4, 4, 45], XYWHA, "outside the image"),
+    ([math.nan, 5, 6, 9], XYXY, "not finite"),
+    ([1, 5, math.inf, 9], XYXY, "not finite"),
+    ([1, 5, 3], XYWH, "not finite"),
+    (None, XYWH, "not finite"),
+    (["a", 1, 2, 3], XYWH, "not finite"),
+]
+GOOD_BOXES = [
+    ([0, 0, 40, 30], XYXY),
+    ([-5, -5, 1, 1], XYXY),
+    ([39.5, 29, 10, 10], XYWH),
+    (np.array([1.0, 1.0, 0.5, 0.5]), XYWH),
+    ([20, 15, 10, 5, 30], XYWHA),
+]
+
+
+def _record(*boxes, name="a.jpg", **annotation):
+    annotations = [
+        {"bbox": box, "bbox_mode": mode, "category_id": 0, **annotation} for box, mode in boxes
+    ]
+    return {"file_name": f"x/{name}", "width": 40, "height": 30, "annotations": annotations}
+
+
+@pytest.fixture
+def warnings_of_check():
+    """The messages that ``clean_dicts`` logs, also if the package's loggers do not propagate."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger(check.__name__)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("box, mode, reason", BAD_BOXES)
+def test_a_bad_box_is_dropped_with_its_reason(box, mode, reason, warnings_of_check):
+    dicts = [_record((box, mode), ([1, 1, 5, 5], XYXY))]
+    source = f"bad {box} {mode}"
+    (record,) = clean_dicts(dicts, source)
+    assert [a["bbox"] for a in record["annotations"]] == [[1, 1, 5, 5]]
+    assert warnings_of_check == [f"{source}: skipped 1 boxes (1 {reason}) in a.jpg"]
+
+
+@pytest.mark.parametrize("box, mode", GOOD_BOXES)
+def test_a_good_box_is_kept_as_it_is(box, mode, warnings_of_check):
+    (record,) = clean_dicts([_record((box, mode))], "good")
+    assert record["annotations"][0]["bbox"] is box
+    assert warnings_of_check == []
+
+
+def test_the_report_is_one_line_and_comes_once(warnings_of_check):
+    dicts = [_record(([5, 5, 5, 5], XYXY), name=f"{i}.jpg") for i in range(5)]
+    dicts.append(_record(([50, 5, 60, 9], XYXY), ([math.nan] * 4, XYWH), name="z.jpg"))
+    for _ in range(3):
+        clean_dicts(dicts, "one line")
+    assert warnings_of_check == [
+        "one line: skipped 7 boxes (1 not finite, 5 of no area, 1 outside the image) "
+        "in 0.jpg, 1.jpg, 2.jpg and 3 more"
+    ]
+
+
+def test_the_input_is_left_alone_and_images_stay():
+    dicts = [_record(([5, 5, 5, 5], XYXY)), _record(([5, 5, 9, 9], XYXY)), {"image_id": 3}]
+    before = copy.deepcopy(dicts)
+    cleaned = clean_dicts(dicts, "left alone")
+    assert dicts == before
+    assert [len(d.get("annotations", [])) for d in cleaned] == [0, 1, 0]
+    assert cleaned[0]["file_name"] == dicts[0]["file_name"]
+
+
+def test_nothing_is_outside_an_image_of_unknown_size():
+    record = _record(([500, 500, 510, 510], XYXY))
+    del record["width"], record["height"]
+    assert len(clean_dicts([record], "unknown size")[0]["annotations"]) == 1
+
+
+def test_crowds_are_kept_and_min_size_counts():
+    record = _record(([5, 5, 6, 9], XYXY), iscrowd=1)
+    assert len(clean_dicts([record], "crowd")[0]["annotations"]) == 1
+    assert len(clean_dicts([record], "crowd", min_size=1.0)[0]["annotations"]) == 0
+
+
+@pytest.mark.parametrize("mode", [None, BoxMode.XYXY_REL])
+def test_an_unsupported_box_mode_is_named(mode):
+    with pytest.raises(BadInput, match="src: bbox_mode=.* in x/a.jpg: give one of XYXY_ABS"):
+        clean_dicts([_record(([0, 0, 1, 1], mode))], "src")
+
+
+def test_a_sound_data_set_passes():
+    dicts = [_record(([1, 1, 5, 5], XYXY)), _record()]
+    assert check_dataset(dicts, 2, ["a", "b"], "sound") == dicts
+    assert check_dataset(dicts, 2, None, "sound") == dicts
+
+
+def test_a_class_count_that_does_not_fit_names_both_numbers_and_the_way_out():
+    dicts = [_record(([1, 1, 5, 5], XYXY))]
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    with pytest.raises(BadInput) as error:
+        check_dataset(dicts, 80, names, "animals")
+    assert str(error.value) == (
+        "data set 'animals' has 5 classes (ant, bee, cat and 2 more) but model.num_classes=80: "
+        "set model.num_classes=5"
+    )
+
+
+@pytest.mark.parametrize("category", [-1, 2, 7, None, "ant", 0.5])
+def test_a_category_outside_the_classes_is_named(category):
+    dicts = [_record(([1, 1, 5, 5], XYXY), category_id=category)]
+    with pytest.raises(BadInput, match=rf"'ids'.*category_id={category} in x/a.jpg.*0..1"):
+        check_dataset(dicts, 2, None, "ids")
+
+
+@pytest.mark.parametrize(
+    "dicts",
+    [
+        [],
+        [_record()],
+        [{"file_name": "b.jpg"}],
+        [_record(([5, 5, 5, 5], XYXY))],
+        [_record(([1, 1, 5, 5], XYXY), iscrowd=1)],
+    ],
+    ids=["no image", "no annotation", "no key", "only bad boxes", "only crowds"],
+)
+def test_no_annotated_image_at_all(dicts):
+    with pytest.raises(BadInput, match=f"'bare': none of its {len(dicts)} images"):
+        check_dataset(dicts, 1, ["a"], "bare")
+
+
+def test_an_unknown_name_gets_close_matches():
+    DatasetCatalog.register("check_known_train", lambda: [])
+    require_registered("check_known_train")
+    require_registered(["check_known_train", "coco_2017_val"])
+    with pytest.raises(BadInput, match="'check_knwon_train'.*did you mean check_known_train"):
+        require_registered(["coco_2017_val", "check_knwon_train"])
+    with pytest.raises(BadInput, match="unknown data set 'zzz': register it"):
+        require_registered("zzz")
+
+
+def test_many_boxes_take_little_time():
+    dicts = [_record(*[([1, 1, 5, 5], XYWH)] * 50) for _ in range(1000)]
+    start = time.perf_counter()
+    clean_dicts(dicts, "many")
+    assert time.perf_counter() - start < 5

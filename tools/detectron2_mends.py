@@ -1,0 +1,169 @@
+"""The changes that let the v0.6 release of Detectron2 run on current libraries.
+
+Each row of :data:`MENDS` replaces one text in one file. A row whose text is not found exactly
+as often as it says is an error: it would mean that the source is not the release that the rows
+were written for, and a wheel that is mended in part fails later and in stranger ways.
+
+Detectron2's main branch needs none of this.
+"""
+
+from pathlib import Path
+from typing import Iterable, NamedTuple
+
+
+class MendError(RuntimeError):
+    """A mend does not fit the source that it is applied to."""
+
+
+class Mend(NamedTuple):
+    """One replacement.
+
+    Attributes:
+        path: the file, relative to the folder ``detectron2``.
+        old: the text to be found there.
+        new: the text to be put in its place.
+        reason: what fails without it.
+        count: how often ``old`` occurs in the file.
+    """
+
+    path: str
+    old: str
+    new: str
+    reason: str
+    count: int = 1
+
+
+def apply_mends(package: Path, mends: Iterable[Mend]) -> None:
+    """Applies mends to a copy of Detectron2's sources, in place.
+
+    Args:
+        package: the folder ``detectron2`` with its ``__init__.py``.
+        mends: the replacements, applied in their order.
+
+    Raises:
+        MendError: a file is missing, or does not hold ``old`` exactly ``count`` times.
+    """
+    for mend in mends:
+        file = package / mend.path
+        if not file.is_file():
+            raise MendError(f"detectron2/{mend.path}: no such file to mend ({mend.reason})")
+        text = file.read_text(encoding="utf-8")
+        found = text.count(mend.old)
+        if found != mend.count:
+            raise MendError(
+                f"detectron2/{mend.path}: {mend.old.splitlines()[0]!r} found {found} times, "
+                f"expected {mend.count} ({mend.reason})"
+            )
+        file.write_text(text.replace(mend.old, mend.new), encoding="utf-8")
+
+
+_IMPORT_EXTENSION = "from detectron2 import _C\n"
+_IMPORT_EXTENSION_IF_BUILT = """\
+try:
+    from detectron2 import _C
+except ImportError:
+
+    class _NotBuilt:
+        def __getattr__(self, name):
+            raise ImportError(f"detectron2._C.{name}: built without the C++ extension")
+
+    _C = _NotBuilt()
+"""
+_EXTENSION = "the C++ extension is not built"
+
+_IMPORT_FAST_COCO = "from detectron2.evaluation.fast_eval_api import COCOeval_opt\n"
+_IMPORT_FAST_COCO_IF_BUILT = """\
+try:
+    from detectron2.evaluation.fast_eval_api import COCOeval_opt
+except ImportError:
+    COCOeval_opt = COCOeval
+"""
+
+_FCOS_MATCH = """\
+        for gt_per_image in gt_instances:
+            gt_centers = gt_per_image.gt_boxes.get_centers()  # Nx2
+"""
+_FCOS_MATCH_NO_OBJECTS = """\
+        for gt_per_image in gt_instances:
+            if len(gt_per_image) == 0:
+                unmatched = torch.full_like(anchor_sizes, -1, dtype=torch.int64)
+                matched_indices.append(unmatched)
+                continue
+            gt_centers = gt_per_image.gt_boxes.get_centers()  # Nx2
+"""
+_FCOS_LABEL = """\
+        for gt_index, gt_per_image in zip(matched_indices, gt_instances):
+            label = gt_per_image.gt_classes[gt_index.clip(min=0)]
+"""
+_FCOS_LABEL_NO_OBJECTS = """\
+        for gt_index, gt_per_image in zip(matched_indices, gt_instances):
+            if len(gt_per_image) == 0:
+                matched_labels.append(torch.full_like(gt_index, self.num_classes))
+                matched_boxes.append(Boxes(torch.zeros_like(Boxes.cat(anchors).tensor)))
+                continue
+            label = gt_per_image.gt_classes[gt_index.clip(min=0)]
+"""
+_NO_OBJECTS = "FCOS fails on an image without objects"
+
+_LAUNCH_ASSERT = """\
+    assert torch.cuda.is_available(), "cuda is not available. Please check your installation."
+"""
+_LAUNCH_DEVICE = """\
+    assert num_gpus_per_machine <= torch.cuda.device_count()
+    torch.cuda.set_device(local_rank)
+"""
+_LAUNCH_DEVICE_IF_ANY = """\
+    if torch.cuda.is_available():
+        assert num_gpus_per_machine <= torch.cuda.device_count()
+        torch.cuda.set_device(local_rank)
+"""
+_LAUNCH_BACKEND = '        backend="NCCL",\n'
+_LAUNCH_BACKEND_IF_ANY = '        backend="NCCL" if torch.cuda.is_available() else "GLOO",\n'
+_LAUNCH = "several processes without a GPU"
+
+_ALIAS = "numpy's alias is gone"
+
+
+MENDS = (
+    Mend("layers/deform_conv.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
+    Mend("layers/rotated_boxes.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
+    Mend("layers/roi_align_rotated.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
+    Mend(
+        "evaluation/coco_evaluation.py", _IMPORT_FAST_COCO, _IMPORT_FAST_COCO_IF_BUILT, _EXTENSION
+    ),
+    Mend("export/__init__.py", "from .api import *\n", "", "Caffe2 is gone from torch 2"),
+    Mend("data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR", "gone since Pillow 10"),
+    Mend(
+        "modeling/meta_arch/retinanet.py",
+        "get_norm(norm, 1)",
+        "get_norm(norm, 32)",
+        "GroupNorm checks that its 32 groups divide the channels",
+    ),
+    Mend(
+        "data/common.py",
+        "sample(self._fallback_candidates, k=1)",
+        "sample(list(self._fallback_candidates), k=1)",
+        "random.sample takes no set since Python 3.11",
+    ),
+    Mend("modeling/meta_arch/fcos.py", _FCOS_MATCH, _FCOS_MATCH_NO_OBJECTS, _NO_OBJECTS),
+    Mend("modeling/meta_arch/fcos.py", _FCOS_LABEL, _FCOS_LABEL_NO_OBJECTS, _NO_OBJECTS),
+    Mend("engine/launch.py", _LAUNCH_ASSERT, "", _LAUNCH),
+    Mend("engine/launch.py", _LAUNCH_BACKEND, _LAUNCH_BACKEND_IF_ANY, _LAUNCH),
+    Mend("engine/launch.py", _LAUNCH_DEVICE, _LAUNCH_DEVICE_IF_ANY, _LAUNCH),
+    Mend(
+        "engine/hooks.py",
+        "torch.optim.lr_scheduler._LRScheduler)",
+        "torch.optim.lr_scheduler.LRScheduler)",
+        "torch 2's own schedulers are no longer of this class: checkpoints silently lack them",
+        2,
+    ),
+    Mend("data/build.py", "np.int)", "int)", _ALIAS),
+    Mend("data/build.py", "dtype=np.int\n", "dtype=int\n", _ALIAS),
+    Mend("data/datasets/pascal_voc.py", "np.str)", "str)", _ALIAS),
+    Mend("evaluation/pascal_voc_evaluation.py", "np.bool)", "bool)", _ALIAS, 2),
+    Mend("evaluation/sem_seg_evaluation.py", "np.int)", "int)", _ALIAS, 2),
+    Mend("evaluation/sem_seg_evaluation.py", "np.float)", "float)", _ALIAS, 5),
+    Mend("structures/masks.py", "np.bool)", "bool)", _ALIAS, 3),
+    Mend("utils/visualizer.py", "np.bool)", "bool)", _ALIAS, 3),
+    Mend("utils/video_visualizer.py", "np.bool)", "bool)", _ALIAS),
+)

@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""Measures the prior of a config's training set, prints the table and writes the JSON.
+
+    python tools/estimate_prior.py --config-file configs/bccd/retinanet_R_18_FPN.py
+
+The file goes to train.output_dir/prior.json, or to --output. Training reads it with
+train.prior_file=FILE instead of counting again, and refuses it once it is stale.
+"""
+
+import argparse
+import os
+
+from detectron2.config import instantiate
+from detectron2.utils.logger import setup_logger
+from sampling_free.cli import load_config, one_line_errors
+from sampling_free.datasets import dataset_names, load_dataset
+from sampling_free.engine import with_present_device
+from sampling_free.estimate import FILE_NAME, estimate_prior
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--output", metavar="FILE", help="default: train.output_dir/prior.json")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
+    args = parser.parse_args()
+    setup_logger(name="sampling_free")
+
+    cfg = with_present_device(load_config(args.config_file, args.opts))
+    node = cfg.dataloader.train
+    estimate = estimate_prior(
+        instantiate(cfg.model).to(cfg.train.device),
+        load_dataset(node.dataset, cfg.model),
+        instantiate(node.mapper),
+        dataset_names(node.dataset),
+    )
+    print(estimate.table())
+    path = args.output or os.path.join(cfg.train.output_dir, FILE_NAME)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    estimate.save(path)
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    main()

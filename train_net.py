@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Trains or evaluates what a LazyConfig describes.
+
+    python train_net.py --config-file configs/demo/retinanet.py
+    python train_net.py --config-file CONFIG --num-gpus 8 train.output_dir=output/run1
+    python train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
+"""
+
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from sampling_free.cli import load_config, one_line_errors
+from sampling_free.engine import LazyTrainer, evaluate_only
+
+
+@one_line_errors
+def train_or_evaluate(args):
+    cfg = load_config(args.config_file, args.opts)
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="sampling_free")
+    if args.eval_only:
+        return evaluate_only(cfg, resume=args.resume)
+    trainer = LazyTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+@one_line_errors
+def main():
+    args = default_argument_parser(epilog=__doc__).parse_args()
+    launch(
+        train_or_evaluate,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == "__main__":
+    main()
