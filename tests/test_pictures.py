@@ -180,3 +180,15 @@ def test_nothing_to_draw_writes_nothing(tmp_path):
     out = tmp_path / "out"
     assert save_prediction_pictures(Detector(), [], dict, METADATA, 0.5, str(out)) == []
     assert list(out.iterdir()) == []
+
+
+def test_labels_are_not_cut_at_the_edges():
+    name = "a name that is longer than what is left to the right of it"
+    corner = [SIZE - 60, SIZE - 40, SIZE, SIZE]
+    named = Metadata(thing_classes=[name], thing_colors=[RED])
+    labels = []
+    for box in (corner, [20, SIZE // 2, 80, SIZE // 2 + 40]):
+        picture = draw_ground_truth(GRAY, truth([box], [0]), named)
+        dark = picture.max(2) < 60
+        labels.append((np.ptp(dark.any(0).nonzero()), np.ptp(dark.any(1).nonzero())))
+    assert np.allclose(*labels, atol=3), "as wide and high in the corner as where there is room"

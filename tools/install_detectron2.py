@@ -127,7 +127,8 @@ def kind_of(source: Optional[str]) -> str:
     if path.is_file() and path.name.endswith((".whl", ".tar.gz")):
         return "wheel" if path.suffix == ".whl" else "archive"
     # A URL or "name @ URL" has slashes too, a requirement by name has none.
-    if path.is_file() or path.suffix == ".whl" or (os.sep in source and ":" not in source):
+    looks_like_path = ":" not in source and (os.sep in source or path.suffix == ".whl")
+    if path.is_file() or looks_like_path:
         raise InstallError(
             f"{source}: no wheel, checkout or v0.6 .tar.gz of Detectron2 is there; "
             "check the path, or leave it out for the mended v0.6"

@@ -26,17 +26,22 @@ train.update(
     device="cpu",
 )
 
-dataloader.train.dataset.names = L(register_synthetic)(name="synthetic_easy_train", split="train")
+def synthetic(split):
+    """The node that writes a split of the easy set if need be, registers it and gives its name."""
+    return L(register_synthetic)(name=f"demo_{split}", split=split, image_size=[96, 128])
+
+
+dataloader.train.dataset.names = synthetic("train")
 dataloader.train.dataset.filter_empty = False
 dataloader.train.mapper.augmentations = [L(T.RandomFlip)(horizontal=True)]
 dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 0
-dataloader.test.dataset.names = L(register_synthetic)(name="synthetic_easy_val", split="val")
+dataloader.test.dataset.names = synthetic("val")
 dataloader.test.mapper.augmentations = []
 dataloader.test.num_workers = 0
 
 model.num_classes = 5
-optimizer.lr = 0.02
+optimizer.lr = 0.04
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
     warmup_length=50 / 700,

@@ -5,7 +5,7 @@ import os
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 
-from .data.check import check_dataset, require_registered
+from .data.check import check_dataset, check_num_classes, require_registered
 from .errors import BadInput
 from .loader import ReadOrName
 
@@ -58,13 +58,11 @@ def load_dataset(node, model_node=None):
 
 def test_loader(node, model_node):
     """The test loader of a config; an image that cannot be read is named in one line."""
-    names = dataset_names(node.dataset)
-    classes = MetadataCatalog.get(names[0]).get("thing_classes")
-    num_classes = model_node.get("num_classes", None)
     dicts = load_dataset(node.dataset)
-    classes = MetadataCatalog.get(names[0]).get("thing_classes", classes)
-    if classes is not None and num_classes is not None and len(classes) != num_classes:
-        check_dataset(dicts, num_classes, classes, names[0])
+    names = dataset_names(node.dataset)
+    if "num_classes" in model_node:
+        classes = MetadataCatalog.get(names[0]).get("thing_classes")
+        check_num_classes(model_node.num_classes, classes, ", ".join(names))
     arguments = {k: instantiate(node[k]) for k in node if k not in ("dataset", "mapper")}
     target = arguments.pop("_target_")
     return target(dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)), **arguments)

@@ -201,7 +201,16 @@ def _draw(image, boxes, masks, classes, labels, metadata):
         masks=masks,
         assigned_colors=[tuple(colors[c % len(colors)]) for c in classes],
     )
+    _keep_labels_inside(visualizer.output)
     return visualizer.output.get_image()
+
+
+def _keep_labels_inside(drawing):
+    """Move labels that the right or lower edge would cut; one pixel is one unit of the axes."""
+    for text in drawing.ax.texts:
+        extent = text.get_window_extent(drawing.canvas.get_renderer()).padded(2)
+        x, y = text.get_position()
+        text.set_position((x - max(0, extent.x1 - drawing.width), y + min(0, extent.y0)))
 
 
 def _grid(sheets):

@@ -92,7 +92,8 @@ def plot_training(metrics_json, output_png):
             color = f"C{n if label == 'loss' else n + len(named)}"
             axes.plot(*zip(*points), color=color, label=text, lw=1.5)
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel(label)

@@ -88,6 +88,22 @@ def _is_numbers(box, length):
         return False
 
 
+def check_num_classes(num_classes, thing_classes, name):
+    """Make sure that a model has as many classes as a data set.
+
+    Args:
+        num_classes, thing_classes, name: as in :func:`check_dataset`.
+
+    Raises:
+        BadInput: it has not.
+    """
+    if thing_classes is not None and len(thing_classes) != num_classes:
+        raise BadInput(
+            f"data set {name!r} has {len(thing_classes)} classes ({_shortened(thing_classes)}) "
+            f"but model.num_classes={num_classes}: set model.num_classes={len(thing_classes)}"
+        )
+
+
 def check_dataset(dicts, num_classes, thing_classes, name):
     """Clean a data set and make sure that a model with ``num_classes`` can be trained on it.
 
@@ -103,11 +119,7 @@ def check_dataset(dicts, num_classes, thing_classes, name):
     Raises:
         BadInput: the class count or a category id does not fit, or no image has an object.
     """
-    if thing_classes is not None and len(thing_classes) != num_classes:
-        raise BadInput(
-            f"data set {name!r} has {len(thing_classes)} classes ({_shortened(thing_classes)}) "
-            f"but model.num_classes={num_classes}: set model.num_classes={len(thing_classes)}"
-        )
+    check_num_classes(num_classes, thing_classes, name)
     dicts = clean_dicts(dicts, name)
     num_objects = 0
     for record in dicts:
