@@ -16,8 +16,6 @@ from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from .training_plot import plot_training  # noqa: F401
-
 # Pixels of the shorter side from which labels are legible; smaller images are drawn enlarged.
 MIN_SIDE = 480
 MARGIN = 8  # pixels between pictures

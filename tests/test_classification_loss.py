@@ -1,0 +1,160 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sampling_free.classification_loss import sigmoid_bce_all
+
+
+def _reference(logits, labels):
+    """Value and gradient of binary cross entropy on one-hot targets in float64, row by row."""
+    num_classes = logits.shape[-1]
+    x = logits.detach().double().reshape(-1, num_classes).requires_grad_()
+    total = x.sum() * 0
+    for row, label in zip(x, labels.reshape(-1).tolist()):
+        if label < 0:
+            continue
+        target = torch.zeros(num_classes, dtype=torch.float64)
+        if label < num_classes:
+            target[label] = 1
+        p = torch.sigmoid(row)
+        total = total - (target * p.log() + (1 - target) * torch.sigmoid(-row).log()).sum()
+    total.backward()
+    return total.item(), x.grad.reshape(logits.shape)
+
+
+def _case(num_classes=5, rows=40, images=2, dtype=torch.float32, seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, rows, num_classes, generator=generator) * scale - 2
+    labels = torch.randint(-1, num_classes + 1, (images, rows), generator=generator)
+    assert (labels < 0).any() and (labels == num_classes).any() and (labels == 0).any()
+    return logits.to(dtype).requires_grad_(), labels
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 5, 80])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_value_and_gradient_are_those_of_one_hot_bce(dtype, num_classes):
+    logits, labels = _case(num_classes, dtype=dtype)
+    loss = sigmoid_bce_all(logits, labels)
+    loss.backward()
+    value, gradient = _reference(logits, labels)
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    assert loss.item() == pytest.approx(value, rel=2e-6)
+    assert logits.grad.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(logits.grad.double(), gradient, rtol=2 * eps, atol=eps)
+
+
+def test_gradient_follows_the_outer_factor():
+    logits, labels = _case()
+    (-2.5 * sigmoid_bce_all(logits, labels)).backward()
+    _, gradient = _reference(logits, labels)
+    torch.testing.assert_close(logits.grad.double(), -2.5 * gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_agrees_with_finite_differences():
+    logits, labels = _case(rows=4, scale=1.0)
+    sigmoid_bce_all(logits, labels).backward()
+    step = 2.0**-4
+    for index in [(0, 0, 0), (1, 3, 4), (0, 2, 1)]:
+        up, down = logits.detach().clone(), logits.detach().clone()
+        up[index] += step
+        down[index] -= step
+        slope = (sigmoid_bce_all(up, labels) - sigmoid_bce_all(down, labels)) / (2 * step)
+        assert logits.grad[index].item() == pytest.approx(slope.item(), abs=2e-3)
+
+
+@pytest.mark.parametrize("prior", [1e-5, 1e-7])
+def test_exact_at_the_prior_where_torchs_own_bce_is_not(prior):
+    bias = torch.tensor(prior, dtype=torch.float64).logit()
+    logits = torch.full((1, 20_000, 80), bias.item())
+    labels = torch.full((1, 20_000), 80)
+    exact = -1_600_000 * torch.log1p(-torch.sigmoid(logits[0, 0, 0].double())).item()
+    assert sigmoid_bce_all(logits, labels).item() == pytest.approx(exact, rel=1e-5)
+    naive = F.binary_cross_entropy_with_logits(logits, logits * 0, reduction="sum").item()
+    assert abs(naive / exact - 1) > 0.03  # why this function exists
+
+
+@pytest.mark.parametrize("size", [12.0, 40.0, 100.0])
+def test_large_logits_neither_overflow_nor_lose_their_gradient(size):
+    logits = torch.tensor([[[size], [-size], [size], [-size]]], requires_grad=True)
+    labels = torch.tensor([[0, 0, 1, 1]])  # right, wrong, wrong, right
+    loss = sigmoid_bce_all(logits, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(2 * size, rel=1e-4)
+    assert logits.grad.flatten().tolist() == pytest.approx([0, -1, 1, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    logits, labels = _case(dtype=dtype)
+    plain = sigmoid_bce_all(logits, labels)
+    (plain_gradient,) = torch.autograd.grad(plain, logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = sigmoid_bce_all(logits, labels)
+    (cast_gradient,) = torch.autograd.grad(cast, logits)
+    assert cast.dtype == torch.float32
+    assert torch.equal(plain, cast) and torch.equal(plain_gradient, cast_gradient)
+
+
+def test_half_precision_logits_at_the_prior_keep_their_tiny_loss():
+    # sigmoid(-16) is below float16's smallest number.
+    logits = torch.full((1, 1000, 4), -16.0, dtype=torch.float16, requires_grad=True)
+    loss = sigmoid_bce_all(logits, torch.full((1, 1000), 4))
+    assert loss.item() == pytest.approx(4000 * 1.12535e-7, rel=1e-5)
+
+
+def test_ignored_rows_take_no_part():
+    logits, labels = _case()
+    kept = labels >= 0
+    wild = logits.detach().clone()
+    wild[~kept] = 50.0
+    wild.requires_grad_()
+    loss = sigmoid_bce_all(wild, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(_reference(logits[kept], labels[kept])[0], rel=1e-6)
+    assert wild.grad[~kept].abs().max() == 0
+    assert wild.grad[kept].abs().min() > 0
+
+
+def test_all_ignored_gives_a_zero_that_is_connected():
+    logits, labels = _case()
+    loss = sigmoid_bce_all(logits, torch.full_like(labels, -1))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (2, 0)])
+def test_no_rows_at_all_give_a_connected_zero(shape):
+    logits = torch.zeros(*shape, 3, requires_grad=True)
+    loss = sigmoid_bce_all(logits, torch.zeros(shape, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.shape == logits.shape
+
+
+def test_without_positives_the_loss_is_that_of_background_alone():
+    logits, labels = _case()
+    background = torch.full_like(labels, 5)
+    expected = -torch.log(1 - torch.sigmoid(logits.detach().double())).sum().item()
+    assert sigmoid_bce_all(logits, background).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_order_of_the_samples_does_not_matter():
+    logits, labels = _case(rows=64)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    shuffled = sigmoid_bce_all(logits[:, order], labels[:, order])
+    assert shuffled.item() == pytest.approx(sigmoid_bce_all(logits, labels).item(), rel=1e-6)
+
+
+def test_non_contiguous_logits_are_read_in_their_own_order():
+    logits, labels = _case(rows=12)
+    strided = logits.detach().permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert not strided.is_contiguous()
+    assert torch.equal(sigmoid_bce_all(strided, labels), sigmoid_bce_all(logits, labels))
+
+
+@pytest.mark.parametrize("labels_shape", [(2, 39), (80,), (2, 40, 5), (3, 40)])
+def test_shapes_that_do_not_fit_are_named(labels_shape):
+    logits, _ = _case()
+    with pytest.raises(ValueError, match=r"\(2, 40, 5\)"):
+        sigmoid_bce_all(logits, torch.zeros(labels_shape, dtype=torch.int64))

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+
+from sampling_free.prior import bias_to_prior, optimal_prior, prior_to_bias, start_loss
+
+COCO_LIKE = (1.0, 1000.0, 80)  # N_f, N, C
+
+
+def _minimum(function, low, high):
+    """Golden-section search for the minimum of a function with one valley."""
+    golden = (math.sqrt(5) - 1) / 2
+    a, b = high - golden * (high - low), low + golden * (high - low)
+    for _ in range(100):
+        if function(a) < function(b):
+            high, b = b, a
+            a = high - golden * (high - low)
+        else:
+            low, a = a, b
+            b = low + golden * (high - low)
+    return (low + high) / 2
+
+
+COUNTS = [(1, 10, 1), (3, 363, 3), (1, 1000, 80), (7.25, 9_000_000.5, 80), (50, 60, 1), (2, 2, 5)]
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_the_optimal_prior_is_where_the_start_loss_is_least(counts):
+    best = _minimum(lambda b: start_loss(bias_to_prior(b), *counts), -30, 10)
+    assert prior_to_bias(optimal_prior(*counts)) == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_start_loss_is_a_sum_of_binary_cross_entropies(counts):
+    # As many places as the counts say, each with its own term; fractions of places count as such.
+    num_foreground, num_valid, num_classes = counts
+    for prior in (0.5, 0.01, 1e-5):
+        ones = num_foreground * -math.log(prior)
+        zeros = (num_valid * num_classes - num_foreground) * -math.log(1 - prior)
+        expected = (ones + zeros) / num_foreground
+        assert start_loss(prior, *counts) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("prior", "loss", "tolerance"),
+    [
+        (0.5, 55452, 0.5),
+        (0.01, 808.6, 0.05),
+        (1e-3, 86.9, 0.06),
+        (1.25e-5, 12.29, 0.005),
+        (1e-5, 12.31, 0.005),
+        (1e-10, 23.03, 0.005),
+    ],
+)
+def test_start_loss_at_a_thousand_to_one_and_80_classes(prior, loss, tolerance):
+    assert start_loss(prior, *COCO_LIKE) == pytest.approx(loss, abs=tolerance)
+
+
+@pytest.mark.parametrize("counts", [(1, 1000, 80), (3, 363, 3), (1, 50, 1), (11, 1_000_000, 20)])
+def test_background_part_is_about_one_at_the_optimal_prior_whatever_the_data(counts):
+    prior = optimal_prior(*counts)
+    assert start_loss(prior, *counts) + math.log(prior) == pytest.approx(1, abs=0.02)
+
+
+def test_a_prior_one_percent_off_costs_next_to_nothing():
+    best = optimal_prior(*COCO_LIKE)
+    least = start_loss(best, *COCO_LIKE)
+    for factor in (0.99, 1.01):
+        assert 0 < start_loss(best * factor, *COCO_LIKE) - least < 1e-4
+
+
+def test_optimal_prior_is_the_mean_of_the_binary_labels():
+    labels = [0, 0, 1, 0, 2, 2, 0, 0, 0, 0]  # 2 classes, 0 is background
+    one_hot = [[float(label == k) for k in (1, 2)] for label in labels]
+    mean = sum(map(sum, one_hot)) / 20
+    assert optimal_prior(3, 10, 2) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("prior", [1e-300, 1e-10, 1.25e-5, 0.01, 0.5, 0.9, 1 - 1e-12])
+def test_bias_is_the_logit_of_the_prior_and_back(prior):
+    bias = prior_to_bias(prior)
+    odds = math.exp(bias)
+    assert odds == pytest.approx(prior / (1 - prior), rel=1e-9)
+    assert bias_to_prior(bias) == pytest.approx(prior, rel=1e-9)
+
+
+def test_bias_agrees_with_the_paper():
+    # Section "Optimal Bias Initialization": b = -log(N / N_f * C - 1)
+    assert prior_to_bias(optimal_prior(*COCO_LIKE)) == pytest.approx(-math.log(1000 * 80 - 1))
+
+
+@pytest.mark.parametrize("bias", [-800.0, 800.0])
+def test_extreme_biases_do_not_overflow(bias):
+    assert bias_to_prior(bias) == (0.0 if bias < 0 else 1.0)
+
+
+@pytest.mark.parametrize("counts", [(0, 10, 3), (-1, 10, 3), (11, 10, 3), (10, 10, 1), (0, 0, 1)])
+def test_impossible_counts_are_refused_with_their_numbers(counts):
+    with pytest.raises(ValueError, match=f"N_f={counts[0]}, N={counts[1]}"):
+        optimal_prior(*counts)
+
+
+@pytest.mark.parametrize("prior", [0, 1, -0.1, 1.5, float("nan")])
+def test_a_prior_outside_0_1_is_refused(prior):
+    with pytest.raises(ValueError, match="probability"):
+        prior_to_bias(prior)
