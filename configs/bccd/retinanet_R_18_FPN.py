@@ -19,7 +19,7 @@ model.num_classes = 3
 train = model_zoo.get_config("common/train.py").train
 train.update(
     output_dir="output/bccd_retinanet_R_18_FPN",
-    max_iter=600,
+    max_iter=400,
     eval_period=0,
     num_pictures=8,
     device="cpu",
@@ -27,7 +27,7 @@ train.update(
 optimizer.lr = 0.04
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-    warmup_length=50 / 600,
+    warmup_length=50 / 400,
     warmup_method="linear",
     warmup_factor=0.01,
 )

@@ -1,0 +1,249 @@
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from tiny import log_lines
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sampling_free.errors import BadInput
+from sampling_free.guided_loss import (
+    GuidedLosses,
+    GuideLog,
+    check_guide,
+    guide_ratio,
+    guided_losses,
+)
+
+# Rows of a made-up batch, one per image and so many foreground samples in each.
+INPUTS = torch.randn(8, 5, generator=torch.Generator().manual_seed(7))
+FOREGROUND = {
+    "both halves": [1, 0, 2, 3, 4, 0, 1, 1],
+    "second half empty": [1, 2, 2, 3, 0, 0, 0, 0],
+    "nothing anywhere": [0] * 8,
+}
+
+
+class TwoLosses(nn.Module):
+    """A shared layer with a classification sum over all rows and a box sum over foreground."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.trunk = nn.Linear(5, 4)
+        self.cls = nn.Linear(4, 3)
+        self.loc = nn.Linear(4, 1)
+
+    def forward(self, x, num_foreground):
+        h = self.trunk(x).relu()
+        sum_cls = torch.nn.functional.softplus(self.cls(h)).sum() * 3
+        sum_loc = (self.loc(h).abs() * num_foreground[:, None]).sum()
+        return sum_cls, sum_loc
+
+
+class Guided(nn.Module):
+    """The guide inside ``forward``, as in a detector under DistributedDataParallel."""
+
+    def __init__(self, guide, weight):
+        super().__init__()
+        self.net = TwoLosses()
+        self.arguments = guide, weight
+
+    def forward(self, x, num_foreground):
+        sums = self.net(x, num_foreground)
+        return guided_losses(*sums, num_foreground.sum(), *self.arguments)
+
+
+def _step(model, x, num_foreground):
+    """Losses and every parameter's gradient."""
+    losses = model(x, num_foreground)
+    (losses.loss_cls + losses.loss_loc).backward()
+    bare = getattr(model, "module", model)
+    gradients = {name: copy.deepcopy(p.grad) for name, p in bare.named_parameters()}
+    return [x.detach() for x in losses], gradients
+
+
+GUIDES = [("iteration", 1.0), ("iteration", 2.0), (1.0, 1.0), (0.125, 1.0)]
+
+
+def _process(rank, folder):
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    half = slice(4 * rank, 4 * rank + 4)
+    answers = {}
+    for name, counts in FOREGROUND.items():
+        for arguments in GUIDES:
+            model = DistributedDataParallel(Guided(*arguments))
+            counts_here = torch.tensor(counts)[half]
+            answers[name, arguments] = _step(model, INPUTS[half], counts_here)
+    torch.save(answers, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gloo")
+    torch.multiprocessing.spawn(_process, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", FOREGROUND)
+@pytest.mark.parametrize("arguments", GUIDES)
+def test_two_processes_with_half_the_batch_each_train_like_one(two_processes, arguments, name):
+    whole, gradients = _step(Guided(*arguments), INPUTS, torch.tensor(FOREGROUND[name]))
+    first, second = (answers[name, arguments] for answers in two_processes)
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    for cls_or_loc in (0, 1):  # DistributedDataParallel averages the processes
+        mean = (first[0][cls_or_loc] + second[0][cls_or_loc]) / 2
+        torch.testing.assert_close(mean, whole[cls_or_loc], **close)
+    for shared in (2, 3, 4):
+        assert torch.equal(first[0][shared], second[0][shared])
+        torch.testing.assert_close(first[0][shared], whole[shared], **close)
+    assert first[1].keys() == gradients.keys()
+    for parameter, gradient in gradients.items():
+        assert torch.equal(first[1][parameter], second[1][parameter])
+        torch.testing.assert_close(first[1][parameter], gradient, **close)
+
+
+def _sums(num_foreground=9):
+    model = TwoLosses()
+    counts = torch.zeros(8)
+    counts[:3] = num_foreground / 3
+    return model, *model(INPUTS, counts), torch.tensor(num_foreground)
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_the_scaled_classification_loss_has_the_value_of_the_localisation_loss(weight):
+    _, sum_cls, sum_loc, num_foreground = _sums()
+    losses = guided_losses(sum_cls, sum_loc, num_foreground, weight=weight)
+    assert losses.loss_loc.item() == pytest.approx(sum_loc.item() / 9)
+    assert losses.loss_cls.item() == pytest.approx(weight * sum_loc.item() / 9)
+    assert losses.loss_cls_raw.item() == pytest.approx(sum_cls.item() / 9)
+    assert losses.num_foreground.item() == 9
+
+
+def test_the_gradient_keeps_its_direction_and_r_has_none():
+    model, sum_cls, sum_loc, num_foreground = _sums()
+    parameters = list(model.trunk.parameters())
+    raw_cls = torch.autograd.grad(sum_cls, parameters, retain_graph=True)
+    raw_loc = torch.autograd.grad(sum_loc, parameters, retain_graph=True)
+    losses = guided_losses(sum_cls, sum_loc, num_foreground)
+    assert not losses.ratio.requires_grad and not losses.loss_cls_raw.requires_grad
+    scaled = torch.autograd.grad(losses.loss_cls, parameters, retain_graph=True)
+    for raw, got in zip(raw_cls, scaled):
+        # A gradient through r would add a part along that of the localisation loss.
+        torch.testing.assert_close(got, raw * (sum_loc / sum_cls / 9).detach())
+    unscaled = torch.autograd.grad(losses.loss_loc, parameters, retain_graph=True)
+    for raw, got in zip(raw_loc, unscaled):
+        torch.testing.assert_close(got, raw / 9)
+    # ... and the localisation layer learns from its own loss alone.
+    own = torch.autograd.grad(losses.loss_cls, model.loc.parameters(), allow_unused=True)
+    assert own == (None, None)
+
+
+def test_the_classification_losss_own_scale_cancels():
+    _, sum_cls, sum_loc, num_foreground = _sums()
+    one = guided_losses(sum_cls, sum_loc, num_foreground)
+    other = guided_losses(1000 * sum_cls, sum_loc, num_foreground)
+    assert other.loss_cls.item() == pytest.approx(one.loss_cls.item())
+    assert other.ratio.item() == pytest.approx(one.ratio.item() / 1000)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.25, 1.0])
+def test_a_constant_guide_scales_whatever_the_localisation_loss_is(constant):
+    _, sum_cls, sum_loc, num_foreground = _sums()
+    for factor in (1, 50):
+        losses = guided_losses(sum_cls, factor * sum_loc, num_foreground, guide=constant)
+        assert losses.loss_cls.item() == pytest.approx(constant * sum_cls.item() / 9)
+        assert losses.ratio.item() == constant
+
+
+@pytest.mark.parametrize("guide", ["iteration", 1.0])
+def test_a_batch_without_foreground_gives_every_parameter_a_zero_gradient(guide):
+    model, sum_cls, sum_loc, num_foreground = _sums(0)
+    losses = guided_losses(sum_cls, sum_loc, num_foreground, guide)
+    assert sum_cls.item() > 0
+    assert losses.loss_cls.item() == losses.loss_loc.item() == losses.ratio.item() == 0
+    (losses.loss_cls + losses.loss_loc).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() == 0, name
+
+
+def test_the_foreground_count_is_exact_whatever_the_losses_precision():
+    for dtype in (torch.bfloat16, torch.float16):
+        sums = torch.tensor(8.0, dtype=dtype), torch.tensor(2.0, dtype=dtype)
+        assert guided_losses(*sums, torch.tensor(4099)).num_foreground.item() == 4099
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.float32,) * 2])
+def test_losses_keep_their_type_and_r_is_float32(dtypes):
+    sums = [torch.tensor(8.0, dtype=d) for d in dtypes]
+    losses = guided_losses(*sums, torch.tensor(4))
+    assert (losses.loss_cls.dtype, losses.loss_loc.dtype) == dtypes
+    assert losses.ratio.dtype == torch.float32
+
+
+def test_ratio_is_zero_where_there_is_nothing_to_scale():
+    zero, one = torch.tensor(0.0), torch.tensor(1.0)
+    assert guide_ratio(zero, one).item() == 0
+    assert guide_ratio(zero, zero).item() == 0
+    assert guide_ratio(one, zero).item() == 0
+    assert guide_ratio(4 * one, one, weight=2.0).item() == 0.5
+
+
+def test_a_nan_is_not_hidden():
+    nan, one = torch.tensor(float("nan")), torch.tensor(1.0)
+    assert guided_losses(nan, one, torch.tensor(1)).loss_cls.isnan()
+    assert guided_losses(one, nan, torch.tensor(1)).loss_loc.isnan()
+
+
+def test_known_guides_pass_and_unknown_ones_are_refused_with_those_known():
+    assert check_guide("iteration") == "iteration"
+    assert check_guide("0.5") == check_guide(0.5) == 0.5
+    for guide in ("iterations", None, "value", [1]):
+        with pytest.raises(BadInput, match="'iteration'.*number") as error:
+            check_guide(guide)
+        assert repr(guide) in str(error.value)
+
+
+class TestGuideLog:
+    def _losses(self, num_foreground, ratio=0.5):
+        return GuidedLosses(*map(torch.tensor, (1.0, 2.0, ratio, 4.0, float(num_foreground))))
+
+    def test_the_numbers_reach_the_event_storage(self):
+        with EventStorage() as storage:
+            GuideLog().write(self._losses(12), storage, num_images=4)
+        latest = {k: v for k, (v, _) in storage.latest().items()}
+        assert latest == {
+            "guide/r": 0.5,
+            "guide/loss_cls_raw": 4.0,
+            "guide/empty_batches": 0,
+            "num_pos_anchors": 3.0,
+        }
+
+    def _run(self, pattern):
+        log = GuideLog()
+        storage = SimpleNamespace(put_scalars=lambda **scalars: None)
+        warned_at = []
+        for i, num_foreground in enumerate(pattern):
+            with log_lines("sampling_free.guided_loss") as lines:
+                log.write(self._losses(num_foreground), storage, num_images=1)
+            warned_at += [i] * len(lines)
+        return log, warned_at
+
+    def test_empty_batches_are_counted(self):
+        log, warned_at = self._run([3, 0, 0, 5, 0])
+        assert (log.num_batches, log.num_empty) == (5, 3)
+        assert warned_at == []
+
+    @pytest.mark.parametrize("pattern", [[0] * 120, [1] * 30 + [0] * 90])
+    def test_it_warns_once_when_more_than_a_fifth_are_empty(self, pattern):
+        _, warned_at = self._run(pattern)
+        assert len(warned_at) == 1
+
+    def test_it_stays_silent_at_a_fifth(self):
+        log, warned_at = self._run([1, 1, 1, 1, 0] * 40)
+        assert log.num_empty == 40 and warned_at == []
