@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 """Trains or evaluates what a LazyConfig describes.
 
-    python train_net.py --config-file configs/demo/retinanet.py
-    python train_net.py --config-file CONFIG --num-gpus 8 train.output_dir=output/run1
-    python train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
+python train_net.py --config-file configs/demo/retinanet.py
+python train_net.py --config-file CONFIG --num-gpus 8 train.output_dir=output/run1
+python train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
 """
 
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.engine import LazyTrainer, evaluate_only
 

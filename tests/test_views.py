@@ -67,8 +67,8 @@ def test_length_zero_means_no_resize():
 
 
 def test_max_size_limits_the_long_side():
-    (view,) = enumerate_views([T.ResizeShortestEdge(60, 100, "choice")], (50, 200))
-    assert view.size == (25, 100)
+    views = enumerate_views([T.ResizeShortestEdge((60, 20), 100, "choice")], (50, 200))
+    assert _sizes(views) == {(25, 100): 0.5, (20, 80): 0.5}
 
 
 def test_views_combine_and_weights_sum_to_one():

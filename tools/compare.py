@@ -20,9 +20,10 @@ import time
 import torch
 import torchvision
 from detectron2 import __version__ as detectron2_version
+from tqdm import tqdm
+
 from sampling_free.cli import one_line_errors
 from sampling_free.errors import BadInput
-from tqdm import tqdm
 
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 
@@ -132,9 +133,7 @@ def main():
     for config, rate in tqdm(grid, desc="choosing learning rates"):
         records.get(config, rate, args.seeds[0], args.choose, args.folder)
     for config in tqdm(args.configs, desc="final runs"):
-        tried = records.find(
-            config=config, train_split=args.choose[0], test_split=args.choose[1]
-        )
+        tried = records.find(config=config, train_split=args.choose[0], test_split=args.choose[1])
         best = max(tried, key=lambda r: r.get("bbox/AP", -1))["learning_rate"]
         for seed in args.seeds:
             record = records.get(config, best, seed, args.final, args.folder)

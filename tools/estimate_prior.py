@@ -12,6 +12,7 @@ import os
 
 from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
+
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.datasets import dataset_names, load_dataset
 from sampling_free.engine import with_present_device

@@ -4,6 +4,7 @@
 """
 
 from detectron2.config import LazyCall as L
+
 from sampling_free.data import register_voc
 
 from .data import dataloader

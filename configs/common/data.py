@@ -1,6 +1,7 @@
 """Detectron2's COCO loaders, with a training order that --resume can continue exactly."""
 
 from detectron2 import model_zoo
+
 from sampling_free.loader import build_replayable_train_loader
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader

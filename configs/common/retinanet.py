@@ -1,6 +1,7 @@
-"""Sampling-free RetinaNet: Detectron2's own model with the class, prior and thresholds exchanged."""
+"""Sampling-free RetinaNet: Detectron2's own model with class, prior and threshold exchanged."""
 
 from detectron2 import model_zoo
+
 from sampling_free import SamplingFreeRetinaNet
 
 model = model_zoo.get_config("common/models/retinanet.py").model

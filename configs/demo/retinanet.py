@@ -4,13 +4,13 @@ Command:  make demo   (or: python train_net.py --config-file configs/demo/retina
 Hardware: two CPU cores.
 """
 
+from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
-from sampling_free.data import register_synthetic
 
-from detectron2 import model_zoo
+from sampling_free.data import register_synthetic
 
 from ..common.data import dataloader
 from ..common.optim import SGD as optimizer
@@ -25,6 +25,7 @@ train.update(
     num_pictures=8,
     device="cpu",
 )
+
 
 def synthetic(split):
     """The node that writes a split of the easy set if need be, registers it and gives its name."""

@@ -3,6 +3,7 @@
 import functools
 import logging
 import sys
+import warnings
 
 from torch.multiprocessing import ProcessExitedException
 
@@ -21,6 +22,8 @@ def one_line_errors(main):
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+        # Of Detectron2's anchor generator; says nothing to a user.
+        warnings.filterwarnings("ignore", message="torch.meshgrid")
         try:
             return main(*args, **kwargs)
         except (BadInput, NonFiniteLoss) as e:

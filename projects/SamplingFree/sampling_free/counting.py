@@ -82,9 +82,10 @@ def count_anchors(model, dataset_dicts, mapper, *, num_passes=3, seed=0, progres
     per_class = np.zeros(model.num_classes)
     num_empty = 0
     anchors_of = _AnchorCache(model)
-    for index, image in enumerate(
-        tqdm(dataset_dicts, desc="counting anchors", unit="image", disable=not progress, mininterval=1)
-    ):
+    images = tqdm(
+        dataset_dicts, "counting anchors", unit="image", mininterval=1, disable=not progress
+    )
+    for index, image in enumerate(images):
         if "height" not in image or "width" not in image:
             raise BadInput(f"{image.get('file_name', index)}: its record has no height and width")
         num_empty += not any(not a.get("iscrowd", 0) for a in image.get("annotations", []))

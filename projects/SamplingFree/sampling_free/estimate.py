@@ -68,9 +68,7 @@ class PriorEstimate:
         ] + [["all", self.num_foreground, self.num_valid]]
         for row in levels:
             row.append(row[2] / row[1] if row[1] else float("inf"))
-        classes = [
-            [name, n, n / self.num_valid] for name, n in self.per_class.items()
-        ]
+        classes = [[name, n, n / self.num_valid] for name, n in self.per_class.items()]
         return "\n".join(
             [
                 f"{self.num_images} images, {self.num_empty_images} of them without an object",
@@ -107,9 +105,7 @@ class PriorEstimate:
             estimate = cls(**{k: record[k] for k in cls.__dataclass_fields__})
             estimate.prior  # noqa: B018 - raises for impossible counts
         except FileNotFoundError:
-            raise BadInput(
-                f"{path}: no such file; write it with tools/estimate_prior.py"
-            ) from None
+            raise BadInput(f"{path}: no such file; write it with tools/estimate_prior.py") from None
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise BadInput(
                 f"{path}: not a prior estimate ({type(e).__name__}: {e}); "

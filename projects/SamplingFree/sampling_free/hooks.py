@@ -35,29 +35,35 @@ class FinalPictures(HookBase):
         train = self.cfg.train
         if self.trainer.iter < self.trainer.max_iter or train.num_pictures <= 0:
             return
-        # Imported here, as matplotlib is not needed to train.
-        from .pictures import save_prediction_pictures
-        from .training_plot import plot_training
+        try:
+            from .pictures import save_prediction_pictures
+            from .training_plot import plot_training
+        except ImportError as e:  # Detectron2 draws with OpenCV, which it does not install
+            logger.warning(f"No pictures: {e}; pip install opencv-python-headless")
+            return
 
         plot = os.path.join(train.output_dir, "training.png")
         plot_training(os.path.join(train.output_dir, "metrics.json"), plot)
+        threshold = best_threshold.FALLBACK_THRESHOLD
         threshold_file = os.path.join(train.output_dir, best_threshold.FILE_NAME)
-        best = best_threshold.BestThreshold.load(threshold_file)
+        if os.path.isfile(threshold_file):
+            threshold = best_threshold.BestThreshold.load(threshold_file).display_threshold
         node = self.cfg.dataloader.test
         paths = save_prediction_pictures(
             self.trainer.model,
             load_dataset(node.dataset),
             instantiate(node.mapper),
             MetadataCatalog.get(dataset_names(node.dataset)[0]),
-            best.display_threshold,
+            threshold,
             os.path.join(train.output_dir, "pictures"),
             max_images=train.num_pictures,
         )
         scores = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
         reached = ", ".join(f"{k} {scores[k]:.1f}" for k in ("bbox/AP", "bbox/AP50") if k in scores)
         logger.info(
-            f"Reached {reached}. Scores from {best.display_threshold:.3g} up are worth showing "
-            f"(best F1).\n"
-            f"Pictures: {paths[-1]}\nLosses and r: {plot}\nModel: "
-            f"{os.path.join(train.output_dir, 'model_final.pth')}"
+            f"Reached {reached or 'the end, without an evaluation'}. Scores from {threshold:.3g} "
+            "up are worth showing (best F1).\n"
+            f"  pictures      {paths[-1]}\n"
+            f"  losses and r  {plot}\n"
+            f"  model         {os.path.join(train.output_dir, 'model_final.pth')}"
         )

@@ -1,0 +1,181 @@
+"""Training runs of a few seconds: a config derived from the demo's, with a minute model and set.
+
+The model is a RetinaNet of 8 channels, the data are 12 synthetic images of 64 x 64 pixels.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+from detectron2.utils.env import seed_all_rng
+
+from sampling_free.config import load_config
+from sampling_free.engine import LazyTrainer
+
+REPO = Path(__file__).resolve().parents[1]
+NUM_TRAIN, NUM_VAL, NUM_CLASSES = 12, 6, 5
+TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
+
+CONFIG = """
+import sys
+sys.path.insert(0, {tests!r})
+from detectron2.config import LazyCall as L, LazyConfig
+from detectron2.layers import ShapeSpec
+from sampling_free.data import register_synthetic
+import tiny_run
+
+_demo = LazyConfig.load({demo!r})
+model, optimizer, lr_multiplier = _demo.model, _demo.optimizer, _demo.lr_multiplier
+dataloader, train = _demo.dataloader, _demo.train
+
+_set = dict(root={root!r}, train_images=12, val_images=6, image_size=(64, 64), crowd=0.0, empty=0.0)
+dataloader.train.dataset.names = L(register_synthetic)(name="tiny_train_{tag}", split="train", **_set)
+dataloader.test.dataset.names = L(register_synthetic)(name="tiny_val_{tag}", split="val", **_set)
+dataloader.train.total_batch_size = 2
+
+bottom_up = model.backbone.bottom_up
+bottom_up.stem.out_channels = 8
+bottom_up.stages = L(tiny_run.tiny_stages)()
+model.backbone.out_channels = 8
+model.backbone.top_block.in_channels = 16
+model.head.update(input_shape=[ShapeSpec(channels=8)] * 5, conv_dims=[8], norm="")
+
+train.update(output_dir={output!r}, max_iter=6, log_period=1, num_pictures=0)
+train.checkpointer.period = 3
+train.eval_period = 0
+"""
+
+
+def tiny_stages():
+    """Four ResNet stages of one block each."""
+    widths = [8, 8, 16, 16, 16]
+    return [
+        ResNet.make_stage(
+            BasicBlock, 1, in_channels=a, out_channels=b, stride_per_block=[1 + (i > 0)], norm="BN"
+        )
+        for i, (a, b) in enumerate(zip(widths, widths[1:]))
+    ]
+
+
+def write_config(folder, extra="", name="config.py"):
+    """A config file in ``folder``; its output goes to ``folder``/out.
+
+    Args:
+        folder (Path): the images go to the shared cache of its parent, drawn once for all tests.
+        extra (str): lines of Python at the end of the file.
+    """
+    root = str(Path(folder).parent / "tiny_sets")
+    text = CONFIG.format(
+        tests=str(REPO / "tests"),
+        demo=str(REPO / "configs" / "demo" / "retinanet.py"),
+        root=root,
+        tag=abs(hash(root)),
+        output=str(Path(folder) / "out"),
+    )
+    path = Path(folder) / name
+    path.write_text(text + extra)
+    return str(path)
+
+
+FOCAL = f"""
+_common = LazyConfig.load({str(REPO / "configs" / "common" / "focal.py")!r})
+from detectron2 import model_zoo
+_stock = model_zoo.get_config("common/models/retinanet.py").model
+model._target_ = _stock._target_
+del model["prior"], model["guide"], model["box_reg_loss_weight"]
+model.focal_loss_alpha, model.focal_loss_gamma = 0.25, 2.0
+"""
+
+
+def trainer(config, *overrides, resume=False):
+    """A ``LazyTrainer`` ready to train, seeded as Detectron2's ``default_setup`` does it."""
+    cfg = load_config(config, list(overrides))
+    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed)
+    made = LazyTrainer(cfg)
+    made.resume_or_load(resume=resume)
+    return made
+
+
+def metrics(output_dir):
+    """metrics.json as {iteration: {name: value}} without times; of a repeated one the last."""
+    rows = {}
+    for line in (Path(output_dir) / "metrics.json").read_text().splitlines():
+        row = json.loads(line)
+        row = {k: v for k, v in row.items() if k not in TIMES}
+        rows.setdefault(row.pop("iteration"), {}).update(row)
+    return rows
+
+
+def load(path):
+    """A checkpoint as a dict."""
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def same(a, b):
+    """Whether two nested structures are equal to the last bit; NaN equals NaN."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+@contextlib.contextmanager
+def log_lines(name="sampling_free"):
+    """Messages of a logger and its children, whatever handlers they have."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def environment():
+    """Variables for a script started from a test."""
+    paths = [str(REPO / "projects" / "SamplingFree"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def command(config, *arguments):
+    """The command line of train_net.py."""
+    return [sys.executable, str(REPO / "train_net.py"), "--config-file", str(config), *arguments]
+
+
+def train_net(config, *arguments, cwd=REPO):
+    """Runs train_net.py as a process of its own; returns code, out and err."""
+    done = subprocess.run(
+        command(config, *arguments), capture_output=True, text=True, env=environment(), cwd=cwd
+    )
+    return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def error_line(run):
+    """The one ``error:`` line of a process that was stopped by bad input, after checking it."""
+    assert run.code == 2, run.out[-2000:] + run.err[-2000:]
+    assert "Traceback" not in run.out + run.err
+    lines = [x for x in run.err.splitlines() if x.startswith("error:")]
+    assert len(lines) == 1, run.err
+    return lines[0]
+
+
+def quietly(function, *args, **kwargs):
+    """Calls a function without what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return function(*args, **kwargs)
