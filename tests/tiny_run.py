@@ -45,7 +45,7 @@ bottom_up = model.backbone.bottom_up
 bottom_up.stem.out_channels = 8
 bottom_up.stages = L(tiny_run.tiny_stages)()
 model.backbone.out_channels = 8
-model.backbone.top_block.in_channels = 16
+model.backbone.top_block.in_channels = 32
 model.head.update(input_shape=[ShapeSpec(channels=8)] * 5, conv_dims=[8], norm="")
 
 train.update(output_dir={output!r}, max_iter=6, log_period=1, num_pictures=0)
@@ -56,7 +56,7 @@ train.eval_period = 0
 
 def tiny_stages():
     """Four ResNet stages of one block each."""
-    widths = [8, 8, 16, 16, 16]
+    widths = [8, 8, 16, 24, 32]  # a block of stride 2 must change the width
     return [
         ResNet.make_stage(
             BasicBlock, 1, in_channels=a, out_channels=b, stride_per_block=[1 + (i > 0)], norm="BN"
@@ -85,8 +85,8 @@ def write_config(folder, extra="", name="config.py"):
     return str(path)
 
 
-FOCAL = f"""
-_common = LazyConfig.load({str(REPO / "configs" / "common" / "focal.py")!r})
+# Turns the config into Detectron2's own RetinaNet.
+FOCAL = """
 from detectron2 import model_zoo
 _stock = model_zoo.get_config("common/models/retinanet.py").model
 model._target_ = _stock._target_

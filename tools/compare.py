@@ -1,11 +1,14 @@
 #!/usr/bin/env python
-"""Trains configs side by side: learning rate chosen on a validation split, then one final run each.
+"""Trains configs side by side, with seeds, and keeps the results.
 
     python tools/compare.py --configs configs/bccd/retinanet_R_18_FPN*.py \
         --rates 0.02 0.04 0.08 --choose train val --final trainval test --output results/bccd.json
+    python tools/compare.py --configs configs/demo/retinanet.py --seeds 0 1 2 \
+        --output results/demo.json
 
-All configs get the same data, schedule, seed and test settings. Every run is a call of
-train_net.py in a process of its own with one thread, and one record in the output; a second call
+With --rates, each config's learning rate is chosen on the splits of --choose, and the final runs
+take it. All configs get the same data, schedule, seed and test settings. Every run is a call of
+train_net.py in a process of its own, and one record in the output; a second call
 does only what is missing. tools/render_tables.py puts the records into the documentation.
 """
 
@@ -30,37 +33,46 @@ METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 
 def overrides(config, rate, seed, splits, output_dir):
     """The overrides of train_net.py for one run."""
-    train, test = splits
-    prefix = "dataloader.{}.dataset.names.{}={}"
-    return [
-        f"optimizer.lr={rate}",
+    changes = [
         f"train.seed={seed}",
         "train.num_pictures=0",
         f"train.output_dir={output_dir}",
-        prefix.format("train", "split", train),
-        prefix.format("train", "name", f"compare_{train}"),
-        prefix.format("test", "split", test),
-        prefix.format("test", "name", f"compare_{test}"),
     ]
+    if rate is not None:
+        changes.append(f"optimizer.lr={rate}")
+    for part, split in zip(("train", "test"), splits):
+        if split is not None:
+            node = f"dataloader.{part}.dataset.names"
+            changes += [f"{node}.split={split}", f"{node}.name=compare_{split}"]
+    return changes
 
 
-def run(config, rate, seed, splits, folder):
+def run(config, rate, seed, splits, folder, threads):
     """Trains and evaluates once.
+
+    Args:
+        config (str): file.
+        rate (float or None): learning rate; None for the config's own.
+        seed (int):
+        splits (list): names of the training and test split; None for the config's own.
+        folder (str): where the runs keep their files.
+        threads (int): CPU threads.
 
     Returns:
         dict: what was run, on what, and METRICS in percent.
     """
     name = os.path.splitext(os.path.basename(config))[0]
-    output_dir = os.path.join(folder, f"{name}_lr{rate}_seed{seed}_{splits[0]}_{splits[1]}")
+    tags = [name, rate and f"lr{rate}", f"seed{seed}", *splits]
+    output_dir = os.path.join(folder, "_".join(str(t) for t in tags if t is not None))
     command = [sys.executable, "train_net.py", "--config-file", config]
     command += overrides(config, rate, seed, splits, output_dir)
     os.makedirs(output_dir, exist_ok=True)
     start = time.perf_counter()
     with open(os.path.join(output_dir, "output.txt"), "w") as out:
         code = subprocess.call(
-            command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
         )
-    if code not in (0, 2):
+    if code not in (0, 2):  # 2 is for one clear line
         raise BadInput(f"{config}: training failed with exit code {code}; see {out.name}")
     record = {
         "config": config,
@@ -69,7 +81,7 @@ def run(config, rate, seed, splits, folder):
         "train_split": splits[0],
         "test_split": splits[1],
         "minutes": (time.perf_counter() - start) / 60,
-        "device": f"CPU, one thread ({platform.machine()})",
+        "device": f"{platform.machine()} CPU, {threads} thread(s)",
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "detectron2": detectron2_version,
@@ -99,12 +111,17 @@ class Records:
     def find(self, **wanted):
         return [r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())]
 
-    def get(self, config, rate, seed, splits, folder):
-        """The record of a run, made now if it is not there yet."""
+    def best_rate(self, config, splits):
+        """The learning rate of best AP on these splits."""
+        tried = self.find(config=config, train_split=splits[0], test_split=splits[1])
+        return max(tried, key=lambda r: r.get("bbox/AP", -1))["learning_rate"]
+
+    def get(self, config, rate, seed, splits, **how):
+        """The record of a run, made now if it is not there yet; arguments as in :func:`run`."""
         wanted = dict(config=config, learning_rate=rate, seed=seed)
         wanted.update(train_split=splits[0], test_split=splits[1])
         if not self.find(**wanted):
-            record = run(config, rate, seed, splits, folder)
+            record = run(config, rate, seed, splits, **how)
             self.rows.append(record)
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
             with open(f"{self.path}.tmp", "w") as f:
@@ -120,24 +137,31 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", nargs="+", required=True, metavar="FILE")
-    parser.add_argument("--rates", nargs="+", required=True, type=float)
+    parser.add_argument("--rates", nargs="+", type=float, help="default: the config's own")
     parser.add_argument("--seeds", nargs="+", default=[0], type=int)
-    parser.add_argument("--choose", nargs=2, required=True, metavar=("TRAIN", "TEST"))
-    parser.add_argument("--final", nargs=2, required=True, metavar=("TRAIN", "TEST"))
+    parser.add_argument("--choose", nargs=2, metavar=("TRAIN", "TEST"), help="splits")
+    parser.add_argument(
+        "--final", nargs=2, default=[None, None], metavar=("TRAIN", "TEST"), help="splits"
+    )
     parser.add_argument("--output", required=True, metavar="JSON")
     parser.add_argument("--folder", default="output/compare", help="of the runs")
+    parser.add_argument("--threads", default=1, type=int, help="CPU threads of a run")
     args = parser.parse_args()
 
+    if bool(args.rates) != bool(args.choose):
+        raise BadInput("--rates and --choose go together: the splits on which a rate is chosen")
+
     records = Records(args.output)
-    grid = [(c, r) for r in args.rates for c in args.configs]
-    for config, rate in tqdm(grid, desc="choosing learning rates"):
-        records.get(config, rate, args.seeds[0], args.choose, args.folder)
-    for config in tqdm(args.configs, desc="final runs"):
-        tried = records.find(config=config, train_split=args.choose[0], test_split=args.choose[1])
-        best = max(tried, key=lambda r: r.get("bbox/AP", -1))["learning_rate"]
-        for seed in args.seeds:
-            record = records.get(config, best, seed, args.final, args.folder)
-            print(f"{config}: learning rate {best}, AP {record.get('bbox/AP', float('nan')):.1f}")
+    how = {"folder": args.folder, "threads": args.threads}
+    grid = [(config, rate) for rate in args.rates or [] for config in args.configs]
+    for config, rate in tqdm(grid, desc="choosing learning rates", disable=not grid):
+        records.get(config, rate, args.seeds[0], args.choose, **how)
+    finals = [(config, seed) for config in args.configs for seed in args.seeds]
+    for config, seed in tqdm(finals, desc="final runs"):
+        rate = records.best_rate(config, args.choose) if grid else None
+        record = records.get(config, rate, seed, args.final, **how)
+        scores = ", ".join(f"{key} {record[key]:.1f}" for key in METRICS if key in record)
+        tqdm.write(f"{config}, rate {rate}, seed {seed}: {scores or record['failed']}")
 
 
 if __name__ == "__main__":
