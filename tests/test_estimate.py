@@ -39,7 +39,10 @@ class TestEstimate:
     def test_totals_levels_and_classes_agree(self, dicts):
         estimate = _estimate(dicts)
         assert list(estimate.per_class) == CLASSES
-        for total in (sum(estimate.per_class.values()), sum(x["foreground"] for x in estimate.per_level)):
+        for total in (
+            sum(estimate.per_class.values()),
+            sum(x["foreground"] for x in estimate.per_level),
+        ):
             assert total == pytest.approx(estimate.num_foreground)
         assert sum(x["valid"] for x in estimate.per_level) == pytest.approx(estimate.num_valid)
         assert [x["stride"] for x in estimate.per_level] == [8, 16, 32, 64, 128]
@@ -113,6 +116,7 @@ class TestFile:
             lambda d: d[2]["annotations"][1]["bbox"].__setitem__(2, 13.25),
             lambda d: d[0]["annotations"].pop(),
         ],
+        ids=["size", "class", "crowd", "box", "one less"],
     )
     def test_a_changed_annotation_makes_it_stale(self, dicts, tmp_path, change):
         path = tmp_path / "prior.json"
@@ -128,8 +132,10 @@ class TestFile:
         now = dependencies(model, dicts, _recipe(), NAME)
         model.anchor_generator.strides = [4, 8, 16, 32, 64]
         model.anchor_generator.offset = 0.25
+        model.backbone._size_divisibility = 64
         then = dependencies(model, dicts, _recipe(), NAME)
-        assert {key for key in now if now[key] != then[key]} == {"strides", "anchor offset"}
+        changed = {key for key in now if now[key] != then[key]}
+        assert changed == {"strides", "anchor offset", "size divisibility"}
 
     @pytest.mark.parametrize(
         "augmentation",
@@ -140,6 +146,7 @@ class TestFile:
             lambda: T.RandomApply(T.RandomBrightness(0.5, 2.0), prob=0.3),
             lambda: T.AugmentationList([T.RandomApply(T.RandomSaturation(0.5, 2.0))]),
         ],
+        ids=["RandomCrop", "Resize", "HFlipTransform", "RandomApply", "AugmentationList"],
     )
     def test_two_equal_recipes_are_described_alike(self, dicts, augmentation):
         both = [
@@ -147,17 +154,22 @@ class TestFile:
         ]
         assert both[0] == both[1]
 
-    @pytest.mark.parametrize("probs", [(0.5, 0.25)])
-    def test_two_recipes_that_differ_are_told_apart(self, dicts, probs):
-        for make in (
+    @pytest.mark.parametrize(
+        "make",
+        [
             lambda p: T.RandomFlip(p),
             lambda p: T.RandomCrop("relative", (p, p)),
             lambda p: T.RandomApply(T.RandomBrightness(0.5, 2.0), prob=p),
-        ):
-            one, other = (
-                dependencies(tiny_retinanet(), dicts, mapper_of(make(p)), NAME) for p in probs
-            )
-            assert one["augmentations"] != other["augmentations"]
+            lambda p: T.RandomApply(T.RandomCrop("relative", (p, p)), prob=0.5),
+        ],
+        ids=["RandomFlip", "RandomCrop", "RandomApply", "inside RandomApply"],
+    )
+    def test_two_recipes_that_differ_are_told_apart(self, dicts, make):
+        one, other = (
+            dependencies(tiny_retinanet(), dicts, mapper_of(make(p)), NAME)["augmentations"]
+            for p in (0.5, 0.25)
+        )
+        assert one != other
 
     def test_a_missing_file_is_named_with_the_tool_that_writes_it(self, tmp_path):
         with pytest.raises(BadInput, match="none.json: no such file.*estimate_prior.py"):
@@ -177,6 +189,19 @@ class TestFile:
             lambda text: json.dumps({**json.loads(text), "num_classes": None}),
             lambda text: json.dumps({**json.loads(text), "depends_on": None}),
             lambda text: json.dumps({**json.loads(text), "depends_on": {}}),
+        ],
+        ids=[
+            "cut off",
+            "empty",
+            "list",
+            "string",
+            "no keys",
+            "another key",
+            "no foreground",
+            "text for a number",
+            "no class count",
+            "depends on null",
+            "depends on nothing",
         ],
     )
     def test_a_broken_file_is_named(self, dicts, tmp_path, damage):

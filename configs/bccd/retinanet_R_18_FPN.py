@@ -22,7 +22,6 @@ train.update(
     max_iter=400,
     eval_period=0,
     num_pictures=8,
-    device="cpu",
 )
 optimizer.lr = 0.04
 lr_multiplier = L(WarmupParamScheduler)(

@@ -23,7 +23,6 @@ train.update(
     max_iter=700,
     eval_period=0,
     num_pictures=8,
-    device="cpu",
 )
 
 

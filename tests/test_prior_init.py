@@ -1,0 +1,299 @@
+import json
+import logging
+import math
+import pickle
+from types import SimpleNamespace
+
+import detectron2.data.transforms as T
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
+from detectron2.engine import SimpleTrainer
+from tiny import batch, log_lines, mapper_of, stock_retinanet, tiny_retinanet, write_dicts
+
+from sampling_free import prior_init
+from sampling_free.errors import BadInput
+from sampling_free.estimate import PriorEstimate, dependencies, estimate_prior
+from sampling_free.prior_init import PriorInit
+
+NAME = "test_prior_init_train"
+BIAS = "head.cls_score.bias"
+
+
+@pytest.fixture
+def dicts(tmp_path):
+    MetadataCatalog.get(NAME).set(thing_classes=["ant", "bee", "cat"])
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return write_dicts(folder, [(64, 96), (61, 47)], [4, 6])
+
+
+@pytest.fixture
+def hook(dicts, tmp_path):
+    mapper = mapper_of(T.ResizeShortestEdge((48, 48), 128), T.RandomFlip())
+
+    def make(**kwargs):
+        return PriorInit(dicts, mapper, NAME, output_dir=str(tmp_path / "out"), **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def no_counting(monkeypatch):
+    """Makes every measurement an error."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("the prior was measured")
+
+    monkeypatch.setattr(prior_init, "estimate_prior", fail)
+
+
+def _train(model, hook, start_iter=0, max_iter=1, lr=0.0):
+    """Detectron2's own loop; lr 0 keeps the parameters as the hook leaves them."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    trainer = SimpleTrainer(model, [batch(3, 2, seed=i) for i in range(4)], optimizer)
+    trainer.register_hooks([hook])
+    logging.getLogger("detectron2").setLevel(logging.CRITICAL)  # errors are expected here
+    try:
+        trainer.train(start_iter, max_iter)
+    finally:
+        logging.getLogger("detectron2").setLevel(logging.NOTSET)
+    return trainer
+
+
+def _bias(model):
+    return model.state_dict()[BIAS].clone()
+
+
+def _expected(dicts, hook):
+    """(prior, bias) from an estimate made apart from the hook."""
+    estimate = estimate_prior(tiny_retinanet(), dicts, hook.mapper, NAME, progress=False)
+    prior = estimate.num_foreground / (estimate.num_valid * 3)
+    return prior, math.log(prior / (1 - prior))
+
+
+def test_the_measured_prior_sets_the_bias_before_the_first_iteration(dicts, hook, tmp_path):
+    model, hook = tiny_retinanet(), hook()
+    prior, bias = _expected(dicts, hook)
+    other = {k: v.clone() for k, v in model.state_dict().items() if k != BIAS}
+    with log_lines() as lines:
+        _train(model, hook)
+    assert _bias(model).tolist() == pytest.approx([bias] * (6 * 3), rel=1e-6)
+    assert model.prior == pytest.approx(prior)
+    for key, value in other.items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert hook.state_dict()["prior"] == pytest.approx(prior)
+    assert json.loads((tmp_path / "out" / "prior.json").read_text())["prior"] == model.prior
+    assert sum("N_f" in line and "stride 8" in line for line in lines) == 1
+
+
+def test_start_scores_are_the_prior_everywhere(dicts, hook):
+    model = tiny_retinanet()
+    _train(model, hook(), max_iter=0)
+    images = model.preprocess_image(batch(1))
+    features = model.backbone(images.tensor)
+    logits, _ = model.head([features[f] * 0 for f in model.head_in_features])
+    scores = torch.cat([x.flatten() for x in logits]).sigmoid()
+    assert scores.tolist() == pytest.approx([model.prior] * len(scores), rel=1e-5)
+
+
+def test_training_starts_from_the_bias_and_then_moves_it(hook):
+    model = tiny_retinanet()
+    _train(model, hook(), max_iter=3, lr=0.05)
+    start = math.log(model.prior / (1 - model.prior))
+    assert (_bias(model) - start).abs().max() > 1e-3
+    assert _bias(model).mean().item() == pytest.approx(start, abs=1)
+
+
+def test_no_output_folder_writes_no_file(dicts, hook, tmp_path):
+    _train(tiny_retinanet(), PriorInit(dicts, hook().mapper, NAME))
+    assert not list(tmp_path.rglob("prior.json"))
+
+
+def test_a_prior_in_the_config_wins(hook, no_counting, tmp_path):
+    model, hook = tiny_retinanet(prior=0.02), hook()
+    with log_lines() as lines:
+        _train(model, hook)
+    assert _bias(model).tolist() == pytest.approx([math.log(0.02 / 0.98)] * 18)
+    assert hook.state_dict() == {"prior": 0.02, "estimate": None}
+    assert not (tmp_path / "out").exists()
+    assert any("2.0000e-02" in line and "nothing measured" in line for line in lines)
+
+
+def test_a_stock_retinanet_is_left_alone(hook, no_counting, tmp_path):
+    model, hook = stock_retinanet(), hook()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    _train(model, hook)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert hook.state_dict() == {} and not (tmp_path / "out").exists()
+
+
+def test_a_trainer_without_the_hook_refuses_a_prior_still_to_be_measured():
+    model = tiny_retinanet()
+    trainer = SimpleTrainer(model, [batch(1)], torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(BadInput, match="'auto'.*PriorInit"):
+        trainer.train(0, 1)
+
+
+class TestResume:
+    def _stopped_run(self, hook, tmp_path):
+        """A checkpoint by Detectron2's checkpointer after one iteration; returns its model."""
+        model, hook = tiny_retinanet(), hook()
+        trainer = _train(model, hook, lr=0.05)
+        checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=trainer, prior=hook)
+        checkpointer.save("model_0000000", iteration=0)
+        return model
+
+    def test_a_resumed_run_measures_nothing_and_keeps_bias_and_prior(
+        self, hook, tmp_path, monkeypatch
+    ):
+        old = self._stopped_run(hook, tmp_path)
+        monkeypatch.setattr(prior_init, "estimate_prior", None)  # a call would fail
+        (tmp_path / "out" / "prior.json").unlink()
+        model, hook = tiny_retinanet(seed=9), hook()
+        DetectionCheckpointer(model, str(tmp_path), prior=hook).resume_or_load("", resume=True)
+        assert model.prior == "auto"
+        _train(model, hook, start_iter=1, max_iter=2)
+        assert model.prior == old.prior == hook.state_dict()["prior"]
+        assert torch.equal(_bias(model), _bias(old))
+        assert not (tmp_path / "out" / "prior.json").exists()
+        assert PriorEstimate(**hook.state_dict()["estimate"]).prior == old.prior
+
+    def test_the_trainers_own_state_carries_the_prior_too(self, hook, tmp_path):
+        old = self._stopped_run(hook, tmp_path)
+        saved = torch.load(tmp_path / "model_0000000.pth", weights_only=False)
+        assert saved["trainer"]["hooks"]["PriorInit"]["prior"] == old.prior
+
+    def test_without_a_prior_in_the_checkpoint_it_is_refused(self, hook, no_counting):
+        with pytest.raises(BadInput, match="holds no prior.*train.init_checkpoint"):
+            _train(tiny_retinanet(), hook(), start_iter=5, max_iter=6)
+
+    def test_a_prior_in_the_config_needs_none_in_the_checkpoint(self, hook, no_counting):
+        model = tiny_retinanet(prior=0.02)
+        _train(model, hook(), start_iter=5, max_iter=6)
+        assert model.prior == 0.02
+
+
+class TestLoadedHead:
+    def _load(self, tmp_path, source, **kwargs):
+        """A new model with the weights of ``source``, through a checkpoint file."""
+        DetectionCheckpointer(source, str(tmp_path)).save("source")
+        model = tiny_retinanet(seed=5, **kwargs)
+        DetectionCheckpointer(model).load(str(tmp_path / "source.pth"))
+        return model
+
+    def _source(self, **kwargs):
+        source = stock_retinanet(**kwargs)
+        with torch.no_grad():
+            source.head.cls_score.bias.copy_(torch.linspace(-9, 1, len(_bias(source))))
+        return source
+
+    def test_it_keeps_its_bias_and_the_log_compares_it_with_the_prior(self, dicts, hook, tmp_path):
+        source, hook = self._source(), hook()
+        model = self._load(tmp_path, source)
+        with log_lines() as lines:
+            _train(model, hook)
+        assert torch.equal(_bias(model), _bias(source))
+        prior, _ = _expected(dicts, hook)
+        assert model.prior == hook.state_dict()["prior"] == pytest.approx(prior)
+        mean = sum(1 / (1 + math.exp(-b)) for b in _bias(source).tolist()) / len(_bias(source))
+        said = [line for line in lines if f"{mean:.3e}" in line and f"{prior:.3e}" in line]
+        assert len(said) == 1 and "train.reset_prior=True" in said[0]
+
+    @pytest.mark.parametrize("prior", ["auto", 0.02])
+    def test_reset_prior_resets_it(self, dicts, hook, tmp_path, prior):
+        hook = hook(reset_prior=True)
+        model = self._load(tmp_path, self._source(), prior=prior)
+        _train(model, hook)
+        bias = _expected(dicts, hook)[1] if prior == "auto" else math.log(0.02 / 0.98)
+        assert _bias(model).tolist() == pytest.approx([bias] * 18, rel=1e-6)
+
+    @pytest.mark.parametrize("num_classes", [1, 80])
+    def test_a_checkpoint_of_another_class_count_gets_the_prior(
+        self, dicts, hook, tmp_path, num_classes
+    ):
+        source, hook = self._source(num_classes=num_classes), hook()
+        model = self._load(tmp_path, source)
+        key = "backbone.bottom_up.stem.weight"
+        assert torch.equal(model.state_dict()[key], source.state_dict()[key])
+        _train(model, hook)
+        assert _bias(model).tolist() == pytest.approx([_expected(dicts, hook)[1]] * 18, rel=1e-6)
+
+    def test_a_backbone_alone_is_no_head(self, dicts, hook):
+        model, hook = tiny_retinanet(), hook()
+        weights = {k: v for k, v in model.state_dict().items() if k.startswith("backbone")}
+        model.load_state_dict(weights, strict=False)
+        _train(model, hook)
+        assert _bias(model).tolist() == pytest.approx([_expected(dicts, hook)[1]] * 18, rel=1e-6)
+
+    def test_a_head_loaded_through_a_wrapper_is_told_apart_from_a_backbone(self):
+        model = tiny_retinanet()
+        wrapper = torch.nn.Sequential(model)
+        weights = {k: v for k, v in wrapper.state_dict().items() if ".backbone." in f".{k}"}
+        wrapper.load_state_dict(weights, strict=False)
+        assert not model.head_was_loaded
+        wrapper.load_state_dict(wrapper.state_dict())
+        assert model.head_was_loaded
+
+
+class TestPriorFile:
+    def test_it_is_read_instead_of_measuring(self, dicts, hook, tmp_path, no_counting):
+        path = tmp_path / "given.json"
+        estimate = estimate_prior(tiny_retinanet(), dicts, hook().mapper, NAME, progress=False)
+        estimate.num_foreground *= 2  # so that it differs from what would be measured
+        estimate.save(path)
+        model = tiny_retinanet()
+        _train(model, hook(prior_file=str(path)))
+        assert model.prior == estimate.prior
+        assert _bias(model).tolist() == pytest.approx([estimate.bias] * 18)
+
+    def test_a_stale_one_is_refused_and_nothing_is_set(self, dicts, hook, tmp_path, no_counting):
+        path = tmp_path / "given.json"
+        mapper = hook().mapper
+        estimate = PriorEstimate(100.0, 1.0, 3)
+        estimate.depends_on = dependencies(tiny_retinanet(), dicts[:1], mapper, NAME)
+        estimate.save(path)
+        model = tiny_retinanet()
+        before = _bias(model)
+        with pytest.raises(BadInput, match="given.json: stale: made with number of images = 1"):
+            _train(model, hook(prior_file=str(path)))
+        assert torch.equal(_bias(model), before) and model.prior == "auto"
+
+
+class TestOtherProcesses:
+    """What a process does that is not the main one; Detectron2's ``comm`` is stood in for."""
+
+    @pytest.fixture
+    def main_answers(self, monkeypatch):
+        def answer(value):
+            gathered = [pickle.loads(pickle.dumps(value)), None]
+            monkeypatch.setattr(prior_init.comm, "is_main_process", lambda: False)
+            monkeypatch.setattr(prior_init.comm, "all_gather", lambda mine: gathered)
+
+        return answer
+
+    def test_they_take_the_main_ones_estimate_and_write_nothing(
+        self, hook, main_answers, no_counting, tmp_path
+    ):
+        main_answers(PriorEstimate(1000.0, 2.5, 3))
+        model = tiny_retinanet()
+        hook = hook()
+        hook.trainer = SimpleNamespace(model=model, start_iter=0)
+        hook.before_train()
+        assert _bias(model).tolist() == pytest.approx([math.log(2.5 / 2997.5)] * 18)
+        assert not (tmp_path / "out").exists()
+
+    def test_they_stop_with_the_main_ones_error(self, hook, main_answers, no_counting):
+        main_answers(BadInput("prior.json: stale"))
+        hook = hook()
+        hook.trainer = SimpleNamespace(model=tiny_retinanet(), start_iter=0)
+        with pytest.raises(BadInput, match="^prior.json: stale$"):
+            hook.before_train()
+
+
+def test_a_set_without_objects_stops_before_training(dicts, hook):
+    for record in dicts:
+        record["annotations"] = []
+    with pytest.raises(BadInput, match="no anchor is foreground"):
+        _train(tiny_retinanet(), hook())
