@@ -198,6 +198,19 @@ def test_state_dicts_go_both_ways():
         assert torch.equal(ours.state_dict()[key], value)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, torch.nn.Sequential], ids=["bare", "wrapped"]
+)
+def test_a_loaded_head_is_told_apart_from_a_loaded_backbone(wrap):
+    model = tiny_retinanet()
+    outer = wrap(model)
+    weights = {k: v for k, v in outer.state_dict().items() if ".backbone." in f".{k}"}
+    outer.load_state_dict(weights, strict=False)
+    assert not model.head_was_loaded
+    outer.load_state_dict(outer.state_dict())
+    assert model.head_was_loaded
+
+
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_detections_are_bit_equal_to_stock(num_classes):
     settings = {"test_score_thresh": 0.008, "test_nms_thresh": 0.6, "num_classes": num_classes}

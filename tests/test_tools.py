@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import compare
 import pytest
-import render_tables
 
+import compare
+import render_tables
 from sampling_free.config import load_config
 
 ROOT = Path(__file__).parents[1]

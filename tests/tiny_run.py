@@ -4,15 +4,16 @@ The model is a RetinaNet of 8 channels, the data are 12 synthetic images of 64 x
 """
 
 import contextlib
-import io
 import json
 import logging
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.utils.env import seed_all_rng
@@ -77,7 +78,7 @@ def write_config(folder, extra="", name="config.py"):
         tests=str(REPO / "tests"),
         demo=str(REPO / "configs" / "demo" / "retinanet.py"),
         root=root,
-        tag=abs(hash(root)),
+        tag=zlib.crc32(root.encode()),
         output=str(Path(folder) / "out"),
     )
     path = Path(folder) / name
@@ -102,6 +103,28 @@ def trainer(config, *overrides, resume=False):
     made = LazyTrainer(cfg)
     made.resume_or_load(resume=resume)
     return made
+
+
+def run(config, *overrides, resume=False):
+    """Trains; returns the trainer."""
+    made = trainer(config, *overrides, resume=resume)
+    made.train()
+    return made
+
+
+def run_until(iteration, config, *overrides, error=KeyboardInterrupt):
+    """Trains and is stopped from outside before ``iteration``."""
+    made = trainer(config, *overrides)
+    step = made.run_step
+
+    def stopping_step():
+        if made.iter == iteration:
+            raise error
+        step()
+
+    made.run_step = stopping_step
+    with pytest.raises(error):
+        made.train()
 
 
 def metrics(output_dir):
@@ -170,12 +193,13 @@ def error_line(run):
     """The one ``error:`` line of a process that was stopped by bad input, after checking it."""
     assert run.code == 2, run.out[-2000:] + run.err[-2000:]
     assert "Traceback" not in run.out + run.err
-    lines = [x for x in run.err.splitlines() if x.startswith("error:")]
-    assert len(lines) == 1, run.err
-    return lines[0]
+    return only_error(run.err)
 
 
-def quietly(function, *args, **kwargs):
-    """Calls a function without what it prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return function(*args, **kwargs)
+def only_error(text):
+    """The one ``error:`` line in ``text``, which must have nothing of the message beside it."""
+    lines = text.splitlines()
+    errors = [i for i, x in enumerate(lines) if x.startswith("error:")]
+    assert len(errors) == 1, text
+    assert errors == [len(lines) - 1], f"the message has more than one line: {text}"
+    return lines[-1]

@@ -7,6 +7,18 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from .errors import BadInput
 
+# What torch.load, and Detectron2 after it, raise for a torn file or one of something else.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+
 
 class NamingCheckpointer(DetectionCheckpointer):
     """Raises ``BadInput`` for a checkpoint that is missing, broken or of another architecture.
@@ -23,11 +35,13 @@ class NamingCheckpointer(DetectionCheckpointer):
             args, kwargs: as in Detectron2's checkpointer.
         """
         self._path, self._need_all = path, need_all
-        if path and not self.path_manager.isfile(self.path_manager.get_local_path(path)):
-            raise BadInput(f"{path}: no such checkpoint; see train.init_checkpoint")
         try:
+            if path and not self.path_manager.isfile(self.path_manager.get_local_path(path)):
+                raise BadInput(f"{path}: no such checkpoint; see train.init_checkpoint")
             return super().load(path, *args, **kwargs)
-        except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, RuntimeError) as e:
+        except OSError as e:  # of a URL
+            raise BadInput(f"{path}: cannot be fetched ({e}); see train.init_checkpoint") from e
+        except UNREADABLE as e:
             raise BadInput(f"{path}: not a readable checkpoint ({_first_line(e)})") from e
 
     def resume_or_load(self, path, *, resume=True, need_all=False):

@@ -44,6 +44,8 @@ def load_config(path, overrides=()):
         BadInput: for a missing or broken file and for an unknown key; suggests the nearest.
     """
     cfg = _load(path)
+    if not isinstance(cfg, DictConfig) or cfg._is_none():
+        raise BadInput(f"{path}: empty")
     for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
         if key not in cfg:
             raise BadInput(f"{path}: has no {key!r}; is it a whole LazyConfig, not a part of one?")
@@ -52,6 +54,7 @@ def load_config(path, overrides=()):
     for override in overrides:
         _apply(cfg, override)
     _check_calls(cfg)
+    _check_train(cfg.train)
     return cfg
 
 
@@ -71,6 +74,17 @@ def _load(path):
         raise BadInput(f"{path}: {type(e.__cause__ or e).__name__}: {reason}") from e
     finally:
         builtins.__import__ = original_import
+
+
+def _check_train(train):
+    if os.path.exists(train.output_dir) and not os.path.isdir(train.output_dir):
+        raise BadInput(f"train.output_dir={train.output_dir}: is a file, not a folder")
+    for row in train.expected_results:
+        if not isinstance(row, (list, tuple, ListConfig)) or len(row) != 4:
+            raise BadInput(
+                f"train.expected_results: {row} is not [task, metric, value, tolerance], "
+                "e.g. [bbox, AP50, 80, 5]"
+            )
 
 
 def _suggest_file(path):
@@ -110,7 +124,7 @@ def _check_key(cfg, key):
                 near = difflib.get_close_matches(part, known, 1, cutoff=0.5)
                 hint = f"did you mean {'.'.join([*done, near[0]])}?" if near else f"known: {known}"
                 raise BadInput(f"{key}: unknown key {part!r} in {where}; {hint}")
-            node = node[part]
+            node = _child(node, part, where)
         else:
             raise BadInput(f"{key}: {where} is the value {node!r} and has no keys")
         done.append(part)
@@ -129,7 +143,10 @@ def call_parameters(node):
     if target is None:
         return set()
     if isinstance(target, str):
-        target = locate(target)
+        try:
+            target = locate(target)
+        except Exception as e:  # whatever the import of a user's module raises
+            raise BadInput(f"_target_={target}: cannot be imported ({e})") from None
     if not inspect.isclass(target):
         return _named(target)
     names = set()
@@ -173,7 +190,8 @@ def _check_calls(node, where=""):
 
 
 def _child(node, key, where):
+    """A child; what an interpolation refers to is resolved, so that a broken one is named."""
     try:
-        return None if OmegaConf.is_interpolation(node, key) else node[key]
+        return node[key]
     except OmegaConfBaseException as e:
         raise BadInput(f"{where}.{key}: {e}") from None

@@ -4,6 +4,7 @@ import os
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.utils.registry import locate
 
 from .data.check import check_dataset, check_num_classes, require_registered
 from .errors import BadInput
@@ -63,6 +64,15 @@ def test_loader(node, model_node):
     if "num_classes" in model_node:
         classes = MetadataCatalog.get(names[0]).get("thing_classes")
         check_num_classes(model_node.num_classes, classes, ", ".join(names))
-    arguments = {k: instantiate(node[k]) for k in node if k not in ("dataset", "mapper")}
-    target = arguments.pop("_target_")
-    return target(dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)), **arguments)
+    return instantiate_with(node, dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)))
+
+
+def instantiate_with(node, **given):
+    """Instantiates a call with some of its arguments given as objects."""
+    arguments = {k: instantiate(node[k]) for k in node if k != "_target_" and k not in given}
+    return target_of(node)(**arguments, **given)
+
+
+def target_of(node):
+    """The callable of a node; a config that a run has saved holds its name."""
+    return locate(node._target_) if isinstance(node._target_, str) else node._target_

@@ -8,20 +8,27 @@ import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model, default_writers
-from detectron2.evaluation import inference_on_dataset, print_csv_format, verify_results
+from detectron2.evaluation import (
+    COCOEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from . import best_threshold
 from .checkpoint import NamingCheckpointer
-from .datasets import dataset_names, load_dataset, test_loader
+from .datasets import dataset_names, instantiate_with, load_dataset, target_of, test_loader
 from .errors import BadInput
 from .hooks import FinalPictures, StatefulBestCheckpointer
 from .prior_init import PriorInit
 from .step import DTYPES, PrecisionTrainer
 
 logger = logging.getLogger(__name__)
+
+SMOOTHED = 20  # iterations: Detectron2's writers take the median of so many
 
 
 class LazyTrainer(DefaultTrainer):
@@ -52,6 +59,7 @@ class LazyTrainer(DefaultTrainer):
         dtype = cfg.train.amp.dtype if cfg.train.amp.enabled else None
         self._trainer = PrecisionTrainer(model, loader, optimizer, cfg.train.device, dtype)
 
+        self._scalars = {}
         self.start_iter = 0
         self.max_iter = cfg.train.max_iter
         self.prior_init = PriorInit(
@@ -85,17 +93,13 @@ class LazyTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg, dataset, mapper):
-        node = cfg.dataloader.train.copy()
-        node._set_parent(cfg.dataloader)
-        arguments = {k: instantiate(node[k]) for k in node if k not in ("dataset", "mapper")}
-        target = arguments.pop("_target_")
-        return target(dataset=dataset, mapper=mapper, **arguments)
+        return instantiate_with(cfg.dataloader.train, dataset=dataset, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg):
         """The config's evaluator; Detectron2's COCOEvaluator keeps its results for the pictures."""
         node = cfg.dataloader.evaluator
-        if getattr(node._target_, "__name__", "") == "COCOEvaluator" and not node.get("output_dir"):
+        if target_of(node) is COCOEvaluator and not node.get("output_dir"):
             node.output_dir = os.path.join(cfg.train.output_dir, "inference")
         return instantiate(node)
 
@@ -157,13 +161,12 @@ class LazyTrainer(DefaultTrainer):
         """Trains to ``train.max_iter``; returns the last evaluation, checked if so configured."""
         TrainerBase.train(self, self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", {})
-        expected = [list(row) for row in self.cfg.train.expected_results]
-        if expected and comm.is_main_process():
-            verify_results(CfgNode({"TEST": {"EXPECTED_RESULTS": expected}}), results)
+        check_expected(self.cfg, results)
         return results
 
     def state_dict(self):
-        # v0.6's DefaultTrainer keeps no optimizer state; no version keeps running numbers.
+        # v0.6's DefaultTrainer keeps no optimizer state; no version keeps running numbers, nor
+        # the last scalars, of which the writers take medians.
         model = self._bare_model()
         return {
             **TrainerBase.state_dict(self),
@@ -173,6 +176,13 @@ class LazyTrainer(DefaultTrainer):
                 for owner, name in self._running_numbers(model)
                 if name in vars(owner)
             },
+            "scalars": {
+                name: [list(pair) for pair in self.storage.history(name).values()[-SMOOTHED:]]
+                for name, smoothed in self.storage.smoothing_hints().items()
+                if smoothed and "time" not in name
+            }
+            if hasattr(self, "storage")
+            else {},
         }
 
     def load_state_dict(self, state_dict):
@@ -181,6 +191,15 @@ class LazyTrainer(DefaultTrainer):
         for owner, name in self._running_numbers(self._bare_model()):
             if name in state_dict.get("running", {}):
                 setattr(owner, name, state_dict["running"][name])
+        self._scalars = state_dict.get("scalars", {})
+
+    def before_train(self):
+        for name, values in self._scalars.items():
+            for value, iteration in values:
+                self.storage.iter = iteration
+                self.storage.put_scalar(name, value)
+        self.storage.iter = self.start_iter
+        super().before_train()
 
     def _bare_model(self):
         return getattr(self.model, "module", self.model)
@@ -192,6 +211,14 @@ class LazyTrainer(DefaultTrainer):
         if hasattr(model, "guide_log"):
             yield model.guide_log, "num_batches"
             yield model.guide_log, "num_empty"
+
+
+def check_expected(cfg, results):
+    """Exit code 1 if ``results`` are not within ``train.expected_results``."""
+    expected = [list(row) for row in cfg.train.expected_results]
+    if expected and comm.is_main_process():
+        results = {**{task: {} for task, *_ in expected}, **results}
+        verify_results(CfgNode({"TEST": {"EXPECTED_RESULTS": expected}}), results)
 
 
 def with_present_device(cfg):
@@ -224,4 +251,6 @@ def evaluate_only(cfg, resume=False):
             f"checkpoint in {cfg.train.output_dir}"
         )
     checkpointer.load(path, checkpointables=[], need_all=True)
-    return LazyTrainer.test(cfg, model)
+    results = LazyTrainer.test(cfg, model)
+    check_expected(cfg, results)
+    return results

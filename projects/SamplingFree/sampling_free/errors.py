@@ -9,7 +9,7 @@ class BadInput(Exception):
 
     def __init__(self, message):
         # A DataLoader worker re-raises with its whole traceback in front of the message.
-        super().__init__(str(message).rsplit("BadInput: ", 1)[-1].strip())
+        super().__init__(" ".join(str(message).rsplit("BadInput: ", 1)[-1].split()))
 
 
 class NonFiniteLoss(FloatingPointError):

@@ -18,7 +18,13 @@ class StatefulBestCheckpointer(BestCheckpointer):
     """Detectron2's, but a resumed run remembers the best score so far."""
 
     def state_dict(self):
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        best = self.best_metric, self.best_iter
+        storage = getattr(self.trainer, "storage", None)
+        latest = storage.latest().get(self._val_metric) if storage else None
+        # The checkpoint of a new best score is written before the score is taken over.
+        if latest and (best[0] is None or self._compare(latest[0], best[0])):
+            best = latest
+        return {"best_metric": best[0], "best_iter": best[1]}
 
     def load_state_dict(self, state):
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]

@@ -43,7 +43,8 @@ def build_replayable_train_loader(
         total_batch_size (int): images over all processes.
         aspect_ratio_grouping (bool): wide and tall images in separate batches.
         num_workers (int): loader processes; has no influence on the batches.
-        seed (int): of the order and of the augmentations, >= 0.
+        seed (int): of the order and of the augmentations; -1 draws one, and then a resumed run
+            has another order.
         unreadable (str): what an image that cannot be read does: "stop" the run, or "skip" to the
             next one, with one warning for each file.
 
@@ -57,6 +58,8 @@ def build_replayable_train_loader(
             f"dataloader.train.total_batch_size={total_batch_size} is not a multiple of the "
             f"{comm.get_world_size()} processes"
         )
+    if seed < 0:  # Detectron2's way to ask for no seed
+        seed = comm.shared_random_seed()
     sampler = sampler or TrainingSampler(len(dataset), seed=seed)
     batches = ReplayableBatches(sampler, dataset, total_batch_size, aspect_ratio_grouping)
     return ReplayableLoader(dataset, mapper, batches, num_workers, seed, unreadable)

@@ -1,0 +1,203 @@
+"""LazyConfig files and overrides: what is accepted is in effect, what is not is named."""
+
+import builtins
+
+import pytest
+from detectron2 import model_zoo
+from detectron2.config import LazyConfig, instantiate
+from tiny_run import REPO, write_config
+
+from sampling_free.config import TRAIN_DEFAULTS, load_config
+from sampling_free.errors import BadInput
+
+R50 = str(REPO / "configs" / "retinanet" / "retinanet_R_50_FPN_1x.py")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+def message(*arguments):
+    """The one line of the refusal."""
+    with pytest.raises(BadInput) as e:
+        load_config(*arguments)
+    assert len(str(e.value).splitlines()) == 1
+    return str(e.value)
+
+
+def test_absent_keys_of_train_get_their_defaults_and_given_ones_stay(tmp_path):
+    path = write_config(tmp_path, "\ntrain = dict(amp=dict(enabled=True), max_iter=7)\n")
+    train = load_config(path).train
+    detectron2 = model_zoo.get_config("common/train.py").train
+    assert set(train) == set(detectron2) | set(TRAIN_DEFAULTS)
+    assert train.max_iter == 7 and train.checkpointer == detectron2.checkpointer
+    assert train.amp.enabled is True and train.amp.dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    "override, suggestion",
+    [
+        ("train.max_itr=5", "train.max_iter"),
+        ("train.amp.dtyp=bfloat16", "train.amp.dtype"),
+        ("train.expected_result=[]", "train.expected_results"),
+        ("model.test_score_tresh=0.1", "model.test_score_thresh"),
+        ("model.backbone.bottom_up.stem.nrom=BN", "model.backbone.bottom_up.stem.norm"),
+        ("modle.num_classes=3", "model"),
+        ("dataloader.train.total_batchsize=4", "dataloader.train.total_batch_size"),
+        ("dataloader.train.unreadble=skip", "dataloader.train.unreadable"),
+        ("dataloader.test.num_worker=0", "dataloader.test.num_workers"),
+        ("optimizer.momentun=0.5", "optimizer.momentum"),
+        ("+train.max_itr=5", "train.max_iter"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(config, override, suggestion):
+    text = message(config, [override])
+    assert override.split("=")[0].lstrip("+") in text
+    assert f"did you mean {suggestion}?" in text
+
+
+def test_where_nothing_is_near_the_known_keys_are_listed(config):
+    text = message(config, ["model.head.zzzz=1"])
+    assert "'zzzz' in model.head" in text and "num_anchors" in text and "_target_" not in text
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model.vis_period", 0),
+        ("model.test_nms_thresh", 0.6),
+        ("optimizer.nesterov", True),
+        ("dataloader.train.aspect_ratio_grouping", False),
+        ("model.backbone.bottom_up.stem.norm", ""),
+    ],
+)
+def test_a_parameter_of_the_callable_need_not_be_in_the_config(config, key, value):
+    cfg = load_config(config, [f"{key}={value!r}"])
+    for part in key.split("."):
+        cfg = cfg[part]
+    assert cfg == value
+
+
+def test_such_a_parameter_reaches_the_model(config):
+    model = instantiate(load_config(config, ["model.max_detections_per_image=7"]).model)
+    assert model.max_detections_per_image == 7
+
+
+def test_a_callable_that_takes_any_keyword_is_given_any():
+    cfg = load_config(R50, ["model.backbone.bottom_up.stages.num_groups=2"])
+    assert cfg.model.backbone.bottom_up.stages.num_groups == 2
+
+
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        ("train.max_iter", ["'train.max_iter' is no override", "key=value"]),
+        ("model.anchor_generator.sizes.9=[1]", ["is a list of 5", "'9'"]),
+        ("model.anchor_generator.sizes.x=[1]", ["is a list of 5", "'x'"]),
+        ("model.anchor_generator.sizes.-1=[1]", ["is a list of 5", "'-1'"]),
+        ("train.max_iter.a=1", ["train.max_iter is the value 6"]),
+        ("model.num_classes=[1", ["'model.num_classes=[1' cannot be applied"]),
+        ("=3", ["unknown key ''"]),
+        ("~train.max_iter=6", ["~train"]),
+        ("model._target_=nothing.here", ["nothing.here"]),
+    ],
+)
+def test_a_malformed_override_is_named(config, override, parts):
+    text = message(config, [override])
+    assert all(part in text for part in parts), text
+
+
+def test_values_keep_their_types_and_indices_reach_list_entries(config):
+    overrides = [
+        "train.max_iter=100",
+        "optimizer.lr=1e-3",
+        "train.output_dir=a b",
+        "model.prior=0.003",
+        "model.anchor_generator.sizes.1=[9,10]",
+        "dataloader.train.mapper.augmentations.0.horizontal=False",
+    ]
+    cfg = load_config(config, overrides)
+    assert cfg.train.max_iter == 100 and cfg.optimizer.lr == 0.001
+    assert cfg.train.output_dir == "a b" and cfg.model.prior == 0.003
+    assert cfg.model.anchor_generator.sizes[1] == [9, 10]
+    assert cfg.dataloader.train.mapper.augmentations[0].horizontal is False
+
+
+def test_overrides_take_effect_in_order_and_through_references(config):
+    cfg = load_config(config, ["train.seed=1", "train.seed=2"])
+    assert cfg.train.seed == 2 and cfg.dataloader.train.seed == 2
+
+
+def test_a_key_in_the_file_that_the_callable_lacks_is_refused(tmp_path):
+    path = write_config(tmp_path, "\nmodel.anchor_generator.size = [[1]]\n")
+    text = message(path)
+    assert "model.anchor_generator.size" in text and "did you mean sizes?" in text
+
+
+def test_a_reference_to_nothing_is_named(tmp_path):
+    path = write_config(tmp_path, "\nmodel.num_classes = '${nothing.here}'\n")
+    assert "nothing.here" in message(path)
+    assert "nothing.here" in message(path, ["model.num_classes.a=3"])
+
+
+def test_a_missing_mandatory_value_is_named_until_it_is_given(tmp_path):
+    path = write_config(tmp_path, "\nmodel.num_classes = '???'\n")
+    assert "model.num_classes" in message(path)
+    assert load_config(path, ["model.num_classes=4"]).model.num_classes == 4
+
+
+@pytest.mark.parametrize("path", ["", None])
+def test_no_config_at_all(path):
+    assert "--config-file" in message(path)
+
+
+def test_a_missing_file_is_named_with_the_nearest_one():
+    text = message(R50.replace("1x", "2x"))
+    assert "retinanet_R_50_FPN_2x.py: no such config file" in text
+    assert f"did you mean {R50}?" in text
+    assert "no such config file" in message("/no/such/folder/a.py")
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("a = (1\nb = 2\n", ["SyntaxError", "line 1"]),
+        ("raise RuntimeError('one\\ntwo')", ["RuntimeError: one two"]),
+        ("import no_such_module", ["ModuleNotFoundError", "no_such_module"]),
+        ("from .absent import model", ["ImportError", "absent.py"]),
+        ("{}['key']", ["KeyError", "key"]),
+        ("", ["has no 'model'"]),
+    ],
+)
+def test_a_broken_config_is_named_and_leaves_the_import_function_alone(tmp_path, text, parts):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    before = builtins.__import__
+    line = message(str(path))
+    assert builtins.__import__ is before
+    assert str(path) in line and all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "3"])
+def test_a_yaml_file_that_is_no_config_is_named(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert str(path) in message(str(path))
+
+
+def test_a_part_of_a_config_is_not_a_config():
+    path = str(REPO / "configs" / "common" / "retinanet.py")
+    assert f"{path}: has no 'dataloader'" in message(path)
+
+
+def test_a_saved_config_describes_the_same_model(config, tmp_path):
+    cfg = load_config(config, ["model.test_score_thresh=0.125"])
+    LazyConfig.save(cfg, str(tmp_path / "saved.yaml"))
+    again = load_config(str(tmp_path / "saved.yaml"), ["model.vis_period=0"])
+    assert again.train == cfg.train and again.model.test_score_thresh == 0.125
+    a, b = instantiate(cfg.model), instantiate(again.model)
+    assert type(a) is type(b)
+    assert {k: v.shape for k, v in a.state_dict().items()} == {
+        k: v.shape for k, v in b.state_dict().items()
+    }
