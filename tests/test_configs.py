@@ -1,6 +1,8 @@
 """Every config of the repository: it loads, builds its model, and says how it is trained."""
 
 import ast
+import copy
+import functools
 import re
 import shlex
 
@@ -31,8 +33,14 @@ def cases(paths):
     return pytest.mark.parametrize("path", paths, ids=name)
 
 
-def config(path):
+@functools.lru_cache(None)
+def _loaded(path):
     return load_config(str(path))
+
+
+def config(path):
+    """A copy of a config that a test may change."""
+    return copy.deepcopy(_loaded(path))
 
 
 def without_weights(node):
@@ -85,7 +93,8 @@ def test_it_builds_its_model_optimizer_and_schedule(path):
 
 @cases(WHOLE)
 def test_its_order_can_be_replayed_with_the_seed_of_the_run(path):
-    cfg = load_config(str(path), ["train.seed=11"])
+    cfg = config(path)
+    cfg.train.seed = 11
     assert cfg.dataloader.train._target_ is build_replayable_train_loader
     assert cfg.dataloader.train.seed == 11
 
@@ -173,12 +182,11 @@ def test_voc_leaves_p3_out_and_decays_at_11000_of_14000():
     assert steps == pytest.approx([1 / 3, 1, 1, 0.1])
 
 
-def test_bccd_has_its_three_classes_and_trains_on_a_cpu():
+def test_bccd_has_its_three_classes():
     for path in (p for p in WHOLE if p.parent.name == "bccd"):
         cfg = config(path)
         names = cfg.dataloader.train.dataset.names
         assert cfg.model.num_classes == 3 and list(names.classes) == ["RBC", "WBC", "Platelets"]
-        assert cfg.train.device == "cpu" and cfg.train.init_checkpoint == ""
 
 
 @cases([p for p in WHOLE if "R_18" in p.name or p.parent.name == "demo"])

@@ -192,7 +192,13 @@ def test_boxes_recomputed_from_masks_are_those_of_the_mapper(tmp_path):
     expected = _count_view(model, mapper(record))
     assert not np.array_equal(expected[1], _count_view(model, mapper_of()(record))[1])
     _same(count_anchors(model, [record], mapper, progress=False), expected)
-    assert mapper.use_instance_mask  # the mapper in use is not touched
+
+
+def test_the_mapper_in_use_is_not_touched(tmp_path):
+    mapper = mapper_of(use_instance_mask=True, use_keypoint=True)
+    before = dict(vars(mapper))
+    count_anchors(tiny_retinanet(), write_dicts(tmp_path, [(64, 96)], [1]), mapper, progress=False)
+    assert vars(mapper) == before
 
 
 class TestDrawnAugmentations:
@@ -229,6 +235,14 @@ class TestDrawnAugmentations:
         with log_lines() as lines:
             _count(tiny_retinanet(), dicts, T.RandomFlip())
         assert lines == []
+
+    def test_images_and_passes_are_drawn_apart(self, dicts):
+        seeds = range(5)
+        one = [np.array(self._numbers(dicts[:1], seed=s, num_passes=1)[1]) for s in seeds]
+        two = [np.array(self._numbers(dicts[:1] * 2, seed=s, num_passes=1)[1]) for s in seeds]
+        mean = [np.array(self._numbers(dicts[:1], seed=s, num_passes=2)[1]) for s in seeds]
+        assert any(not np.array_equal(2 * a, b) for a, b in zip(one, two))
+        assert any(not np.array_equal(a, b) for a, b in zip(one, mean))
 
     def test_passes_are_averaged(self, dicts):
         class CropInTurn(T.Augmentation):

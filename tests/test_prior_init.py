@@ -101,11 +101,6 @@ def test_training_starts_from_the_bias_and_then_moves_it(hook):
     assert _bias(model).mean().item() == pytest.approx(start, abs=1)
 
 
-def test_no_output_folder_writes_no_file(dicts, hook, tmp_path):
-    _train(tiny_retinanet(), PriorInit(dicts, hook().mapper, NAME))
-    assert not list(tmp_path.rglob("prior.json"))
-
-
 def test_a_prior_in_the_config_wins(hook, no_counting, tmp_path):
     model, hook = tiny_retinanet(prior=0.02), hook()
     with log_lines() as lines:

@@ -5,6 +5,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import EventStorage
 from fvcore.nn import giou_loss
 from tiny import batch, stock_retinanet, tiny_retinanet
+from torch import nn
 
 from sampling_free.errors import BadInput
 from sampling_free.prior import start_loss
@@ -62,7 +63,7 @@ def _independent_losses(model, inputs):
 
 
 def _box_loss(model, anchors, boxes, deltas):
-    """L1 on (dx, dy, dw, dh), or 1 - GIoU of the decoded boxes, summed."""
+    """Smooth L1 on (dx, dy, dw, dh), or 1 - GIoU of the decoded boxes, summed."""
     sizes, centres = anchors[:, 2:] - anchors[:, :2], (anchors[:, 2:] + anchors[:, :2]) / 2
     if model.box_reg_loss_type == "giou":
         centre = centres + deltas[:, :2] * sizes
@@ -71,6 +72,9 @@ def _box_loss(model, anchors, boxes, deltas):
         return giou_loss(decoded, boxes, reduction="sum").item() if len(boxes) else 0.0
     box_sizes, box_centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
     target = torch.cat([(box_centres - centres) / sizes, (box_sizes / sizes).log()], dim=1)
+    if model.smooth_l1_beta:
+        beta = model.smooth_l1_beta
+        return nn.SmoothL1Loss(reduction="sum", beta=beta)(deltas, target).item()
     return (deltas - target).abs().sum().item()
 
 
@@ -83,9 +87,10 @@ INPUTS = {
 
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("num_classes", [1, 3])
-@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
-def test_losses_are_those_computed_from_the_heads_raw_outputs(name, num_classes, box_loss):
-    model = tiny_retinanet(num_classes=num_classes, prior=1e-3, box_reg_loss_type=box_loss)
+@pytest.mark.parametrize(("box_loss", "beta"), [("smooth_l1", 0), ("smooth_l1", 0.5), ("giou", 0)])
+def test_losses_are_those_computed_from_the_heads_raw_outputs(name, num_classes, box_loss, beta):
+    box = {"box_reg_loss_type": box_loss, "smooth_l1_beta": float(beta)}
+    model = tiny_retinanet(num_classes=num_classes, prior=1e-3, **box)
     inputs = INPUTS[name](num_classes)
     sum_cls, sum_box, num_foreground = _independent_losses(model, inputs)
     losses, latest, gradients = _train_step(model, inputs)
@@ -137,7 +142,7 @@ def test_the_box_loss_weight_scales_both_losses(weight):
 def test_before_training_the_unscaled_loss_is_the_start_loss_of_the_counts():
     inputs = batch(3, 5)
     model = tiny_retinanet(prior=1e-3, guide=1.0)
-    torch.nn.init.zeros_(model.head.cls_score.weight)
+    nn.init.zeros_(model.head.cls_score.weight)
     _, latest, _ = _train_step(model, inputs)
     with torch.no_grad():
         features = model.backbone(model.preprocess_image(inputs).tensor)
@@ -198,9 +203,7 @@ def test_state_dicts_go_both_ways():
         assert torch.equal(ours.state_dict()[key], value)
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda model: model, torch.nn.Sequential], ids=["bare", "wrapped"]
-)
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["bare", "wrapped"])
 def test_a_loaded_head_is_told_apart_from_a_loaded_backbone(wrap):
     model = tiny_retinanet()
     outer = wrap(model)

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
 
+import detectron2.data.transforms as T
 import numpy as np
 from detectron2.data import MetadataCatalog
+from omegaconf import ListConfig
 from tabulate import tabulate
 
 from .counting import count_anchors
 from .errors import BadInput
 from .prior import optimal_prior, prior_to_bias, start_loss
-from .views import is_exact
 
 FILE_NAME = "prior.json"
 
@@ -103,7 +105,9 @@ class PriorEstimate:
             with open(path) as f:
                 record = json.load(f)
             estimate = cls(**{k: record[k] for k in cls.__dataclass_fields__})
-            estimate.prior  # noqa: B018 - raises for impossible counts
+            estimate.table()  # raises for what is no count
+            if not isinstance(estimate.depends_on, dict):
+                raise TypeError("depends_on is no dict")
         except FileNotFoundError:
             raise BadInput(f"{path}: no such file; write it with tools/estimate_prior.py") from None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -189,15 +193,14 @@ def dependencies(model, dataset_dicts, mapper, names=()):
     }
 
 
-def _describe(augmentation):
-    if not is_exact(augmentation):
-        return repr(augmentation)
-    if hasattr(augmentation, "short_edge_length"):
-        lengths = [int(x) for x in augmentation.short_edge_length]
-        style = "range" if augmentation.is_range else "choice"
-        return f"ResizeShortestEdge({style} {lengths}, max_size={augmentation.max_size})"
-    direction = "horizontal" if augmentation.horizontal else "vertical"
-    return f"RandomFlip({direction}, prob={augmentation.prob})"
+def _describe(x):
+    """The same text for the same recipe, in any process."""
+    if isinstance(x, (T.Augmentation, T.Transform)):
+        settings = ", ".join(f"{k}={_describe(v)}" for k, v in sorted(vars(x).items()))
+        return f"{type(x).__name__}({settings})"
+    if isinstance(x, (list, tuple, ListConfig)):
+        return "[" + ", ".join(map(_describe, x)) + "]"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(x))
 
 
 def _class_names(names, num_classes):

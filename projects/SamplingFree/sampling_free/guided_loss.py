@@ -74,7 +74,8 @@ def guided_losses(sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.
     Returns:
         GuidedLosses
     """
-    totals = torch.stack([sum_cls.detach(), sum_loc.detach(), num_foreground.to(sum_cls)]).double()
+    sums = sum_cls.detach(), sum_loc.detach(), num_foreground
+    totals = torch.stack([x.double() for x in sums])
     num_processes = _num_processes()
     if num_processes > 1:
         dist.all_reduce(totals)

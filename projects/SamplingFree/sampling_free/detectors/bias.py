@@ -66,6 +66,7 @@ class PriorBias:
 
 
 def _note_whether_head_was_loaded(model, incompatible_keys):
-    # Detection checkpoints of another class count arrive here without the layer: Detectron2's
-    # checkpointer removes what has another shape first.
-    model.head_was_loaded = model.classifier_bias_name not in incompatible_keys.missing_keys
+    # A layer of another class count is missing here too: Detectron2's checkpointer removes what
+    # has another shape first. A wrapper puts a prefix before the name.
+    missing = incompatible_keys.missing_keys
+    model.head_was_loaded = not any(k.endswith(model.classifier_bias_name) for k in missing)
