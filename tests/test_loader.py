@@ -50,10 +50,10 @@ def stream(count, seed=0):
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_the_number_of_workers_has_no_influence(grouping):
-    one, two, three = (
-        batches(9, num_workers=n, seed=3, aspect_ratio_grouping=grouping) for n in (0, 2, 3)
+    one, two = (
+        batches(9, num_workers=n, seed=3, aspect_ratio_grouping=grouping) for n in (0, 2)
     )
-    assert one == two == three
+    assert one == two
     draws = [record["draws"] for batch in one for record in batch]
     assert len(set(draws)) == len(draws), "each image has augmentations of its own"
 
@@ -147,11 +147,11 @@ def fails_on(*broken, error=OSError):
     return read
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("error", [OSError, SyntaxError, ValueError])
-def test_an_unreadable_image_stops_with_one_line_that_names_it(num_workers, error):
+def test_an_unreadable_image_stops_with_one_line_that_names_it(error):
+    # With workers: test_train_net.py (after an error PyTorch takes seconds to end its workers).
     with pytest.raises(BadInput) as e:
-        batches(5, mapper=fails_on(4, error=error), num_workers=num_workers)
+        batches(5, mapper=fails_on(4, error=error))
     assert str(e.value) == (
         f"4.png: cannot be read ({error.__name__}: image file is truncated); mend or remove it, "
         "or set dataloader.train.unreadable=skip"

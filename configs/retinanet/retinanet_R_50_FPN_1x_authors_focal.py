@@ -2,7 +2,8 @@
 
 Command:  python train_net.py --num-gpus 8 \
               --config-file configs/retinanet/retinanet_R_50_FPN_1x_authors_focal.py
-Hardware: 8 GPUs.
+Hardware: 8 GPUs of 8 GB or more (4.1 to 5.2 GB each at 2 images, by Detectron2's model zoo).
+Cost:     5 hours on V100, by Detectron2's model zoo (0.205 s an iteration with focal loss).
 Expected: not run by us. Published: 36.4 AP on val, 36.6 on test-dev, threshold 0.05.
 """
 

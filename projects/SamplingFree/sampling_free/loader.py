@@ -129,22 +129,22 @@ class _SeededDataset(Dataset):
         self.mapper = ReadOrName(mapper)
         self.seed = seed
         self.unreadable = unreadable
-        self.warned = set()
+        # Shared by the workers, so that a file is named once.
+        self.warned = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
 
     def __getitem__(self, item):
         position, index = item
-        for offset in range(len(self.dicts)):
-            record = self.dicts[(index + offset) % len(self.dicts)]
+        for candidate in (*range(index, len(self.dicts)), *range(index)):
             try:
                 with seeded(self.seed, position):
-                    return self.mapper(record)
+                    return self.mapper(self.dicts[candidate])
             except BadInput as e:
                 if self.unreadable == "stop":
                     raise BadInput(
                         f"{e}; mend or remove it, or set dataloader.train.unreadable=skip"
                     ) from None
-                if str(e) not in self.warned:
-                    self.warned.add(str(e))
+                if not self.warned[candidate]:
+                    self.warned[candidate] = 1
                     logger.warning(f"{e}: skipped")
         raise BadInput("none of the images can be read")
 
