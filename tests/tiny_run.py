@@ -109,7 +109,15 @@ def run(config, *overrides, resume=False):
     """Trains; returns the trainer."""
     made = trainer(config, *overrides, resume=resume)
     made.train()
+    _end_workers(made)
     return made
+
+
+def _end_workers(made):
+    """Now; when they are left to the garbage collector PyTorch waits for seconds."""
+    iterator = made._trainer._data_loader_iter
+    if hasattr(iterator, "close"):
+        iterator.close()
 
 
 def run_until(iteration, config, *overrides, error=KeyboardInterrupt):
@@ -125,6 +133,7 @@ def run_until(iteration, config, *overrides, error=KeyboardInterrupt):
     made.run_step = stopping_step
     with pytest.raises(error):
         made.train()
+    _end_workers(made)
 
 
 def metrics(output_dir):

@@ -23,6 +23,8 @@ from .views import enumerate_views, sampled_names, seeded
 
 logger = logging.getLogger(__name__)
 
+NUM_PASSES = 3  # over the images, where augmentations are drawn
+
 
 @dataclass
 class AnchorCounts:
@@ -47,7 +49,7 @@ class AnchorCounts:
     num_passes: int
 
 
-def count_anchors(model, dataset_dicts, mapper, *, num_passes=3, seed=0, progress=True):
+def count_anchors(model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0, progress=True):
     """Counts the labels that ``model.label_anchors`` gives to a whole training set.
 
     Args:
@@ -66,7 +68,7 @@ def count_anchors(model, dataset_dicts, mapper, *, num_passes=3, seed=0, progres
     Raises:
         BadInput: if the mapper is no DatasetMapper or a dict has no size.
     """
-    mapper = _boxes_only(mapper)
+    mapper = boxes_only(mapper)
     augmentations = mapper.augmentations.augs
     sampled = sampled_names(augmentations)
     if sampled:
@@ -145,7 +147,7 @@ class _AnchorCache:
         return self.entries[height, width]
 
 
-def _boxes_only(mapper):
+def boxes_only(mapper):
     """A copy of the mapper that skips masks, unless boxes are recomputed from them."""
     if not isinstance(mapper, DatasetMapper):
         raise BadInput(

@@ -12,9 +12,10 @@ from detectron2.data import MetadataCatalog
 from omegaconf import ListConfig
 from tabulate import tabulate
 
-from .counting import count_anchors
+from .counting import NUM_PASSES, boxes_only, count_anchors
 from .errors import BadInput
 from .prior import optimal_prior, prior_to_bias, start_loss
+from .views import sampled_names
 
 FILE_NAME = "prior.json"
 
@@ -168,6 +169,8 @@ def dependencies(model, dataset_dicts, mapper, names=()):
         dict[str, Any]: plain JSON values. The annotations enter by a digest; augmentations that
         touch neither boxes nor sizes enter too, as they cannot be told apart.
     """
+    mapper = boxes_only(mapper)
+    augmentations = mapper.augmentations.augs
     digest = hashlib.sha256()
     for image in dataset_dicts:
         digest.update(repr((image.get("height"), image.get("width"))).encode())
@@ -175,13 +178,17 @@ def dependencies(model, dataset_dicts, mapper, names=()):
             box = [float(x) for x in a["bbox"]]
             key = box, int(a["bbox_mode"]), a["category_id"], a.get("iscrowd", 0)
             digest.update(repr(key).encode())
+            if mapper.recompute_boxes:
+                digest.update(repr(a.get("segmentation")).encode())
     generator, matcher = model.anchor_generator, model.anchor_matcher
     return {
         "data set": _join(names),
         "number of images": len(dataset_dicts),
         "digest of sizes and boxes": digest.hexdigest()[:16],
         "number of classes": model.num_classes,
-        "augmentations": [_describe(a) for a in mapper.augmentations.augs],
+        "augmentations": [_describe(a) for a in augmentations],
+        "passes": NUM_PASSES if sampled_names(augmentations) else 1,
+        "boxes from masks": bool(mapper.recompute_boxes),
         "size divisibility": model.backbone.size_divisibility,
         "padding": dict(getattr(model.backbone, "padding_constraints", None) or {}),
         "anchors": [np.round(x.cpu().numpy(), 3).tolist() for x in generator.cell_anchors],

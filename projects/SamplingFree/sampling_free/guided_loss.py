@@ -12,6 +12,7 @@ Source: arXiv 1909.04868, section "Guided Loss Scaling". Needs torch only.
 """
 
 import logging
+import math
 from typing import NamedTuple
 
 import torch
@@ -107,11 +108,14 @@ def check_guide(guide):
     if guide == "iteration":
         return guide
     try:
-        return float(guide)
+        constant = float(guide)
     except (TypeError, ValueError):
+        constant = math.nan
+    if not 0 <= constant < math.inf:
         raise BadInput(
-            f"model.guide={guide!r} is unknown; known: 'iteration', or a number as a constant"
-        ) from None
+            f"model.guide={guide!r} is unknown; known: 'iteration', or a number >= 0 as a constant"
+        )
+    return constant
 
 
 class GuideLog:

@@ -134,7 +134,7 @@ class _SeededDataset(Dataset):
 
     def __getitem__(self, item):
         position, index = item
-        for candidate in (*range(index, len(self.dicts)), *range(index)):
+        for candidate in itertools.chain(range(index, len(self.dicts)), range(index)):
             try:
                 with seeded(self.seed, position):
                     return self.mapper(self.dicts[candidate])

@@ -99,10 +99,10 @@ class PriorInit(HookBase):
         if comm.is_main_process():
             try:
                 answer = self._measure(model)
-            except BadInput as e:
+            except Exception as e:  # the others must not wait for an answer in vain
                 answer = e
         answer = comm.all_gather(answer)[0]
-        if isinstance(answer, BadInput):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 

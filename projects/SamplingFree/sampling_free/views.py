@@ -8,6 +8,7 @@ empty picture of the right size.
 
 import contextlib
 import random
+from collections import Counter
 from typing import NamedTuple
 
 import detectron2.data.transforms as T
@@ -72,18 +73,19 @@ def _outcomes(augmentation, size):
         p = augmentation.prob
         both = [(T.NoOpTransform(), size, 1 - p), (flip, size, p)]
         return [outcome for outcome in both if outcome[2] > 0]
-    lengths = list(augmentation.short_edge_length)
+    lengths = [int(x) for x in augmentation.short_edge_length]
     if augmentation.is_range:
         lengths = range(lengths[0], lengths[1] + 1)
+    counts = Counter(lengths)  # a single length is given twice
     outcomes = []
-    for length in lengths:
+    for length, count in counts.items():
         transform, new_size = T.NoOpTransform(), size
         if length > 0:
             new_size = T.ResizeShortestEdge.get_output_shape(
                 height, width, length, augmentation.max_size
             )
             transform = T.ResizeTransform(height, width, *new_size, augmentation.interp)
-        outcomes.append((transform, new_size, 1 / len(lengths)))
+        outcomes.append((transform, new_size, count / len(lengths)))
     return outcomes
 
 
