@@ -50,9 +50,7 @@ def stream(count, seed=0):
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_the_number_of_workers_has_no_influence(grouping):
-    one, two = (
-        batches(9, num_workers=n, seed=3, aspect_ratio_grouping=grouping) for n in (0, 2)
-    )
+    one, two = (batches(9, num_workers=n, seed=3, aspect_ratio_grouping=grouping) for n in (0, 2))
     assert one == two
     draws = [record["draws"] for batch in one for record in batch]
     assert len(set(draws)) == len(draws), "each image has augmentations of its own"

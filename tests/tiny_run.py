@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.utils.env import seed_all_rng
 
@@ -26,8 +27,6 @@ NUM_TRAIN, NUM_VAL, NUM_CLASSES = 12, 6, 5
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
 CONFIG = """
-import sys
-sys.path.insert(0, {tests!r})
 from detectron2.config import LazyCall as L, LazyConfig
 from detectron2.layers import ShapeSpec
 from sampling_free.data import register_synthetic
@@ -38,8 +37,9 @@ model, optimizer, lr_multiplier = _demo.model, _demo.optimizer, _demo.lr_multipl
 dataloader, train = _demo.dataloader, _demo.train
 
 _set = dict(root={root!r}, train_images=12, val_images=6, image_size=(64, 64), crowd=0.0, empty=0.0)
-dataloader.train.dataset.names = L(register_synthetic)(name="tiny_train_{tag}", split="train", **_set)
-dataloader.test.dataset.names = L(register_synthetic)(name="tiny_val_{tag}", split="val", **_set)
+_train = L(register_synthetic)(name="tiny_train_{tag}", split="train", **_set)
+_val = L(register_synthetic)(name="tiny_val_{tag}", split="val", **_set)
+dataloader.train.dataset.names, dataloader.test.dataset.names = _train, _val
 dataloader.train.total_batch_size = 2
 
 bottom_up = model.backbone.bottom_up
@@ -75,7 +75,6 @@ def write_config(folder, extra="", name="config.py"):
     """
     root = str(Path(folder).parent / "tiny_sets")
     text = CONFIG.format(
-        tests=str(REPO / "tests"),
         demo=str(REPO / "configs" / "demo" / "retinanet.py"),
         root=root,
         tag=zlib.crc32(root.encode()),
@@ -181,7 +180,11 @@ def log_lines(name="sampling_free"):
 
 def environment():
     """Variables for a script started from a test."""
-    paths = [str(REPO / "projects" / "SamplingFree"), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(REPO / "projects" / "SamplingFree"),
+        str(REPO / "tests"),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
@@ -212,3 +215,8 @@ def only_error(text):
     assert len(errors) == 1, text
     assert errors == [len(lines) - 1], f"the message has more than one line: {text}"
     return lines[-1]
+
+
+def dicts_of(source):
+    """Dataset dicts from a call that is not Detectron2's ``get_detection_dataset_dicts``."""
+    return DatasetCatalog.get(source)

@@ -53,9 +53,10 @@ class NamingCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         num_entries = len(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        absent = list(incompatible.missing_keys)
+        # Counters that PyTorch fills by itself where an old checkpoint lacks them.
+        absent = [k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")]
         wrong = [f"{k} {a} instead of {b}" for k, a, b in incompatible.incorrect_shapes]
-        num_wanted = len(self.model.state_dict())
+        num_wanted = sum(not k.endswith("num_batches_tracked") for k in self.model.state_dict())
         if len(absent) >= num_wanted:
             raise BadInput(
                 f"{self._path}: of another architecture: none of its {num_entries} entries fits "

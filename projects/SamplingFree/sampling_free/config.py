@@ -8,6 +8,7 @@ import difflib
 import inspect
 import os
 
+import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig
 from detectron2.utils.file_io import PathManager
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import BadInput
+from .step import DTYPES
 
 # Keys of `train` beyond those of Detectron2's common/train.py.
 TRAIN_DEFAULTS = dict(
@@ -79,6 +81,17 @@ def _load(path):
 def _check_train(train):
     if os.path.exists(train.output_dir) and not os.path.isdir(train.output_dir):
         raise BadInput(f"train.output_dir={train.output_dir}: is a file, not a folder")
+    try:
+        torch.device(train.device)
+    except RuntimeError:
+        raise BadInput(f"train.device={train.device!r}: known are 'cuda' and 'cpu'") from None
+    if train.clip_gradients.clip_type not in ("norm", "value"):
+        raise BadInput(
+            f"train.clip_gradients.clip_type={train.clip_gradients.clip_type!r}: known are "
+            "'norm' and 'value'"
+        )
+    if train.amp.dtype not in DTYPES:
+        raise BadInput(f"train.amp.dtype={train.amp.dtype!r}: known are {list(DTYPES)}")
     for row in train.expected_results:
         if not isinstance(row, (list, tuple, ListConfig)) or len(row) != 4:
             raise BadInput(
@@ -95,6 +108,8 @@ def _suggest_file(path):
 
 
 def _apply(cfg, override):
+    if override.startswith("--"):
+        raise BadInput(f"{override}: options go in front of the key=value overrides")
     key, equals, value = override.partition("=")
     if not equals:
         raise BadInput(f"{override!r} is no override: write key=value, e.g. train.max_iter=100")

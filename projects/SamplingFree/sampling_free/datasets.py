@@ -15,31 +15,34 @@ def dataset_names(node):
     """Registered names of a ``get_detection_dataset_dicts`` node, registering them if it does so.
 
     Args:
-        node (DictConfig): with "names": a name, a list of names, or a call that returns one.
+        node (DictConfig): "names" is a name, a list of names, or a call that returns one; a node
+            without it has none.
 
     Returns:
         list[str]
     """
-    names = instantiate(node.names)
+    names = instantiate(node.get("names", None)) or []
     names = [names] if isinstance(names, str) else list(names)
     require_registered(names)
     return names
 
 
-def load_dataset(node, model_node=None):
+def load_dataset(node, model_node=None, is_train=True):
     """Instantiates and checks a data set.
 
     Args:
         node (DictConfig): calls Detectron2's ``get_detection_dataset_dicts`` or the like.
-        model_node (DictConfig): its ``num_classes`` must fit the annotations; None checks nothing.
+        model_node (DictConfig): its ``num_classes``, if it has any, must fit the annotations;
+            None checks nothing.
+        is_train (bool): check the annotations too; evaluators read test sets on their own.
 
     Returns:
-        list[dict]: without boxes that are malformed.
+        list[dict]: of a training set without boxes that are malformed.
 
     Raises:
         BadInput: for an unknown name, a missing folder or file, a class count that does not fit.
     """
-    names = dataset_names(node) if "names" in node else []
+    names = dataset_names(node)
     label = ", ".join(names) or str(node.get("_target_", "data set"))
     try:
         dicts = instantiate(node)
@@ -54,16 +57,15 @@ def load_dataset(node, model_node=None):
     if model_node is None or "num_classes" not in model_node:
         return dicts
     classes = MetadataCatalog.get(names[0]).get("thing_classes") if names else None
-    return check_dataset(dicts, model_node.num_classes, classes, label)
+    if is_train:
+        return check_dataset(dicts, model_node.num_classes, classes, label)
+    check_num_classes(model_node.num_classes, classes, label)
+    return dicts
 
 
 def test_loader(node, model_node):
     """The test loader of a config; an image that cannot be read is named in one line."""
-    dicts = load_dataset(node.dataset)
-    names = dataset_names(node.dataset)
-    if "num_classes" in model_node:
-        classes = MetadataCatalog.get(names[0]).get("thing_classes")
-        check_num_classes(model_node.num_classes, classes, ", ".join(names))
+    dicts = load_dataset(node.dataset, model_node, is_train=False)
     return instantiate_with(node, dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)))
 
 

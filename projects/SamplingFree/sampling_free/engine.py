@@ -24,7 +24,7 @@ from .datasets import dataset_names, instantiate_with, load_dataset, target_of, 
 from .errors import BadInput
 from .hooks import FinalPictures, StatefulBestCheckpointer
 from .prior_init import PriorInit
-from .step import DTYPES, PrecisionTrainer
+from .step import PrecisionTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,14 @@ class LazyTrainer(DefaultTrainer):
     def __init__(self, cfg):
         TrainerBase.__init__(self)
         self.cfg = cfg = with_present_device(cfg)
-        if cfg.train.amp.dtype not in DTYPES:
-            raise BadInput(f"train.amp.dtype={cfg.train.amp.dtype!r}: known are {list(DTYPES)}")
+        if cfg.train.device == "cpu":
+            # TorchScript compiles fvcore's focal loss anew after its first calls and then rounds
+            # otherwise, so that a resumed run would differ in the last bit.
+            torch.jit.set_fusion_strategy([])
         PathManager.mkdirs(cfg.train.output_dir)
         self.train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
+        if "evaluator" in cfg.dataloader:  # a mistake there is to be known before the training
+            load_dataset(cfg.dataloader.test.dataset, cfg.model, is_train=False)
         self.mapper = instantiate(cfg.dataloader.train.mapper)
 
         model = self.build_model(cfg)

@@ -57,9 +57,9 @@ class FinalPictures(HookBase):
         node = self.cfg.dataloader.test
         paths = save_prediction_pictures(
             self.trainer.model,
-            load_dataset(node.dataset),
+            load_dataset(node.dataset, self.cfg.model, is_train=False),
             instantiate(node.mapper),
-            MetadataCatalog.get(dataset_names(node.dataset)[0]),
+            MetadataCatalog.get((dataset_names(node.dataset) or ["unnamed"])[0]),
             threshold,
             os.path.join(train.output_dir, "pictures"),
             max_images=train.num_pictures,

@@ -1,0 +1,184 @@
+"""From the nodes of a config to dataset dicts and loaders; what is missing is named."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from omegaconf import OmegaConf
+from PIL import Image
+from tiny_run import NUM_CLASSES, NUM_TRAIN, NUM_VAL, run, trainer, write_config
+
+from sampling_free.config import load_config
+from sampling_free.data import register_coco
+from sampling_free.datasets import dataset_names, load_dataset
+from sampling_free.datasets import test_loader as make_test_loader
+from sampling_free.errors import BadInput
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return load_config(write_config(tmp_path))
+
+
+@pytest.fixture
+def name(request):
+    """A name of a data set that is free again after the test."""
+    made = f"set of {request.node.name}"
+    yield made
+    if made in DatasetCatalog:
+        DatasetCatalog.remove(made)
+    MetadataCatalog.pop(made, None)
+
+
+def node(names, **kwargs):
+    return OmegaConf.create(
+        {"d": L(get_detection_dataset_dicts)(names=names, **kwargs)}, flags={"allow_objects": True}
+    ).d
+
+
+def in_memory(name, boxes, classes=("a", "b")):
+    """Registers images that are not on disk; ``boxes`` has a list of (box, class) for each."""
+    dicts = [
+        {
+            "file_name": f"{i}.png",
+            "image_id": i,
+            "height": 40,
+            "width": 40,
+            "annotations": [
+                {"bbox": b, "bbox_mode": 0, "category_id": k, "iscrowd": 0} for b, k in found
+            ],
+        }
+        for i, found in enumerate(boxes)
+    ]
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).thing_classes = list(classes)
+    return name
+
+
+GOOD = ([1, 1, 9, 9], 0)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_names_are_one_or_several_or_a_call_that_gives_one(name, as_list):
+    in_memory(name, [[GOOD]])
+    assert dataset_names(node([name] if as_list else name)) == [name]
+    assert dataset_names(node(L(str)(object=name))) == [name]
+
+
+def test_a_call_in_the_config_registers_the_set(cfg):
+    dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
+    assert len(dicts) == NUM_TRAIN
+    assert {d["height"] for d in dicts} == {64}
+    (registered,) = dataset_names(cfg.dataloader.train.dataset)
+    assert len(MetadataCatalog.get(registered).thing_classes) == NUM_CLASSES
+
+
+def test_an_unknown_name_is_refused_with_near_ones():
+    with pytest.raises(BadInput, match="'coco_2017_trian'.*coco_2017_train"):
+        load_dataset(node("coco_2017_trian"))
+
+
+def test_several_sets_are_joined(name):
+    in_memory(name, [[GOOD], [GOOD], []])
+    assert len(load_dataset(node([name, name]))) == 4
+    assert len(load_dataset(node([name, name], filter_empty=False))) == 6
+
+
+@pytest.mark.parametrize("missing", ["coco_2017_val", "voc_2007_test"])
+def test_missing_data_are_named_with_the_place_where_they_are_looked_for(
+    tmp_path, monkeypatch, missing
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(BadInput) as e:
+        load_dataset(node(missing))
+    assert all(x in str(e.value) for x in (missing, "is missing", "$DETECTRON2_DATASETS"))
+
+
+def test_a_class_count_that_does_not_fit_is_refused(name):
+    in_memory(name, [[GOOD]])
+    assert load_dataset(node(name), OmegaConf.create({"num_classes": 2}))
+    with pytest.raises(BadInput, match="has 2 classes.*model.num_classes=7"):
+        load_dataset(node(name), OmegaConf.create({"num_classes": 7}))
+
+
+def test_a_model_without_a_class_count_is_not_checked(name):
+    in_memory(name, [[GOOD]])
+    assert len(load_dataset(node(name), OmegaConf.create({"roi_heads": {}}))) == 1
+
+
+def test_boxes_that_are_malformed_are_left_out(name):
+    in_memory(name, [[GOOD, ([5, 5, 5, 5], 1)]])
+    (record,) = load_dataset(node(name), OmegaConf.create({"num_classes": 2}))
+    assert [a["bbox"] for a in record["annotations"]] == [GOOD[0]]
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_a_set_without_an_annotated_image_is_refused(name, filter_empty):
+    in_memory(name, [[], []])
+    with pytest.raises(BadInput, match=re.escape(name)):
+        load_dataset(node(name, filter_empty=filter_empty), OmegaConf.create({"num_classes": 2}))
+
+
+def test_the_test_loader_gives_every_image_once(cfg):
+    loader = make_test_loader(cfg.dataloader.test, cfg.model)
+    found = [record for batch in loader for record in batch]
+    assert sorted(record["image_id"] for record in found) == list(range(1, NUM_VAL + 1))
+    assert all(record["image"].shape == (3, 64, 64) for record in found)
+
+
+def test_the_classes_of_the_test_set_are_checked(cfg):
+    cfg.model.num_classes = 9
+    with pytest.raises(BadInput, match=f"has {NUM_CLASSES} classes.*model.num_classes=9"):
+        make_test_loader(cfg.dataloader.test, cfg.model)
+
+
+def test_an_unreadable_test_image_is_named(tmp_path, name):
+    images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 20} for i in (1, 2)]
+    box = {"bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0, "category_id": 1}
+    data = {
+        "images": images,
+        "annotations": [{**box, "id": i, "image_id": i} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
+    register_coco(name, str(tmp_path / "a.json"), str(tmp_path))
+    cfg = load_config(write_config(tmp_path))
+    cfg.dataloader.test.dataset.names = name
+    cfg.model.num_classes = 1
+    iterator = iter(make_test_loader(cfg.dataloader.test, cfg.model))
+    assert next(iterator)[0]["image_id"] == 1
+    with pytest.raises(BadInput, match="2.png: cannot be read"):
+        next(iterator)
+
+
+def test_an_image_of_another_size_than_annotated_is_named(tmp_path, name):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "0.png")
+    in_memory(name, [[GOOD]])
+    DatasetCatalog.get(name)[0]["file_name"] = str(tmp_path / "0.png")
+    cfg = load_config(write_config(tmp_path))
+    cfg.dataloader.test.dataset.names = name
+    cfg.model.num_classes = 2
+    with pytest.raises(BadInput, match="0.png: cannot be read.*SizeMismatch"):
+        list(make_test_loader(cfg.dataloader.test, cfg.model))
+
+
+def test_a_set_that_is_no_registered_one_can_be_trained_on(tmp_path):
+    # "or the like": any call that returns dicts.
+    lines = """
+from detectron2.data import get_detection_dataset_dicts
+_names = [dataloader.train.dataset.names, dataloader.test.dataset.names]
+dataloader.train.dataset = L(tiny_run.dicts_of)(source=_names[0])
+"""
+    made = run(write_config(tmp_path, lines), "train.max_iter=1")
+    assert made.iter == 1 and len(made.train_dicts) == NUM_TRAIN
+
+
+def test_a_test_set_that_is_missing_is_named_before_hours_of_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(BadInput, match="coco_2017_val"):
+        trainer(write_config(tmp_path), "dataloader.test.dataset.names=coco_2017_val")
