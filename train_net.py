@@ -29,6 +29,7 @@ def train_or_evaluate(args):
 @one_line_errors
 def main():
     args = default_argument_parser(epilog=__doc__).parse_args()
+    load_config(args.config_file, args.opts)  # a mistake in it is said once, not by each process
     launch(
         train_or_evaluate,
         args.num_gpus,

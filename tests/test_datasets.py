@@ -175,7 +175,7 @@ _names = [dataloader.train.dataset.names, dataloader.test.dataset.names]
 dataloader.train.dataset = L(tiny_run.dicts_of)(source=_names[0])
 """
     made = run(write_config(tmp_path, lines), "train.max_iter=1")
-    assert made.iter == 1 and len(made.train_dicts) == NUM_TRAIN
+    assert made.iter == 1 and len(made.data_loader.dataset.dicts) == NUM_TRAIN
 
 
 def test_a_test_set_that_is_missing_is_named_before_hours_of_training(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from tiny_run import (
     FOCAL,
+    OWN_CONFIG,
     REPO,
     command,
     environment,
@@ -26,49 +27,6 @@ from tiny_run import (
 )
 
 import train_net as script
-
-# Only pieces of Detectron2, put together as its documentation has it.
-OWN = """
-from detectron2 import model_zoo
-from detectron2.config import LazyCall as L
-from detectron2.data.datasets import register_coco_instances
-from detectron2.data import DatasetCatalog
-from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
-
-for split in ("train", "val"):
-    if "own_" + split not in DatasetCatalog:
-        folder = FOLDERS[split]
-        annotations, images = folder + "/annotations.json", folder + "/images"
-        register_coco_instances("own_" + split, {}, annotations, images)
-
-dataloader = model_zoo.get_config("common/data/coco.py").dataloader
-dataloader.train.dataset.names = "own_train"
-dataloader.test.dataset.names = "own_val"
-dataloader.train.total_batch_size = 2
-dataloader.train.num_workers = dataloader.test.num_workers = 0
-dataloader.train.mapper.use_instance_mask = False
-dataloader.train.mapper.augmentations[0].short_edge_length = (64,)
-dataloader.test.mapper.augmentations[0].short_edge_length = 64
-optimizer = model_zoo.get_config("common/optim.py").SGD
-lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
-model = model_zoo.get_config("common/models/retinanet.py").model
-model.backbone.bottom_up.stages = dict(
-    _target_=ResNet.make_default_stages, depth=18, block_class=BasicBlock, norm="BN"
-)
-model.backbone.top_block.in_channels = 512
-model.num_classes = 5
-train = dict(
-    output_dir=OUTPUT,
-    init_checkpoint="",
-    max_iter=2,
-    amp=dict(enabled=False),
-    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
-    checkpointer=dict(period=5000, max_to_keep=100),
-    eval_period=5000,
-    log_period=20,
-    device="cpu",
-)
-"""
 
 
 @pytest.fixture
@@ -211,6 +169,14 @@ def test_a_torn_image_at_evaluation_is_named(torn_image, main):
     )
 
 
+def test_a_torn_image_among_those_that_a_loaded_head_is_scored_on(torn_image, main):
+    config, image = torn_image
+    weights = f"train.init_checkpoint={Path(config).parent}/out/model_final.pth"
+    arguments = ["--config-file", config, weights, "train.max_iter=12"]
+    assert f"{image}: cannot be read" in refused(main, *arguments)
+    assert main(*arguments, "dataloader.train.unreadable=skip")[0] == 0
+
+
 def test_a_loss_that_explodes_says_where_and_with_what(config):
     line = error_line(train_net(config, "optimizer.lr=1e20"))
     found = re.search(r"at iteration (\d+): .*'loss_cls': .*'loss_box_reg': .*'guide/r': ", line)
@@ -222,7 +188,9 @@ def test_a_users_own_config_of_detectron2s_pieces_is_trained(tmp_path, config, m
     run(config, "train.max_iter=1")
     folders = {s: str(next(tmp_path.parent.glob(f"tiny_sets/*/{s}"))) for s in ("train", "val")}
     own = tmp_path / "own.py"
-    own.write_text(OWN.replace("FOLDERS", str(folders)).replace("OUTPUT", repr(f"{tmp_path}/own")))
+    own.write_text(
+        OWN_CONFIG.replace("FOLDERS", str(folders)).replace("OUTPUT", repr(f"{tmp_path}/own"))
+    )
     try:
         assert main("--config-file", own)[0] == 0
         (tmp_path / "own" / "best_threshold.json").unlink()

@@ -95,6 +95,50 @@ model.focal_loss_alpha, model.focal_loss_gamma = 0.25, 2.0
 """
 
 
+# Only pieces of Detectron2, put together as its documentation has it.
+OWN_CONFIG = """
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data import DatasetCatalog
+from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+
+for split in ("train", "val"):
+    if "own_" + split not in DatasetCatalog:
+        folder = FOLDERS[split]
+        annotations, images = folder + "/annotations.json", folder + "/images"
+        register_coco_instances("own_" + split, {}, annotations, images)
+
+dataloader = model_zoo.get_config("common/data/coco.py").dataloader
+dataloader.train.dataset.names = "own_train"
+dataloader.test.dataset.names = "own_val"
+dataloader.train.total_batch_size = 2
+dataloader.train.num_workers = dataloader.test.num_workers = 0
+dataloader.train.mapper.use_instance_mask = False
+dataloader.train.mapper.augmentations[0].short_edge_length = (64,)
+dataloader.test.mapper.augmentations[0].short_edge_length = 64
+optimizer = model_zoo.get_config("common/optim.py").SGD
+lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
+model = model_zoo.get_config("common/models/retinanet.py").model
+model.backbone.bottom_up.stages = dict(
+    _target_=ResNet.make_default_stages, depth=18, block_class=BasicBlock, norm="BN"
+)
+model.backbone.top_block.in_channels = 512
+model.num_classes = 5
+train = dict(
+    output_dir=OUTPUT,
+    init_checkpoint="",
+    max_iter=2,
+    amp=dict(enabled=False),
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    checkpointer=dict(period=5000, max_to_keep=100),
+    eval_period=5000,
+    log_period=20,
+    device="cpu",
+)
+"""
+
+
 def trainer(config, *overrides, resume=False):
     """A ``LazyTrainer`` ready to train, seeded as Detectron2's ``default_setup`` does it."""
     cfg = load_config(config, list(overrides))

@@ -81,14 +81,17 @@ def run(config, rate, seed, splits, folder, threads):
         "train_split": splits[0],
         "test_split": splits[1],
         "minutes": (time.perf_counter() - start) / 60,
-        "device": f"{platform.machine()} CPU, {threads} thread(s)",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()} CPU, {threads} thread(s)",
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "detectron2": detectron2_version,
     }
     if code == 2:  # a loss that is not finite is a result
         with open(out.name) as f:
-            record["failed"] = [line for line in f if line.startswith("error:")][-1].strip()
+            errors = [line.strip() for line in f if "error:" in line]
+            record["failed"] = errors[-1] if errors else f"see {out.name}"
         if "not finite" not in record["failed"]:
             raise BadInput(f"{config}: {record['failed']}")
     else:

@@ -32,9 +32,10 @@ def final(records):
     """One row for each final run: variant, learning rate, seed, AP, AP50."""
     last = records[-1]["train_split"], records[-1]["test_split"]
     rows = [
-        [variant(r["config"]), r["learning_rate"], r["seed"], r["bbox/AP"], r["bbox/AP50"]]
+        [variant(r["config"]), r["learning_rate"], r["seed"]]
+        + [r.get(key, "not finite") for key in ("bbox/AP", "bbox/AP50")]
         for r in records
-        if (r["train_split"], r["test_split"]) == last and "bbox/AP" in r
+        if (r["train_split"], r["test_split"]) == last
     ]
     return tabulate(
         rows,

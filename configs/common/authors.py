@@ -9,8 +9,7 @@ twice the rate and do not decay.
 def authors_recipe(model, dataloader, optimizer):
     """Changes the nodes of a RetinaNet config in place."""
     model.smooth_l1_beta = 0.11
-    if "box_reg_loss_weight" in model:  # the focal baseline divides by its own normaliser
-        model.box_reg_loss_weight = 0.25
+    model.box_reg_loss_weight = 0.25
     dataloader.train.mapper.augmentations[0].short_edge_length = (800,)
     optimizer.params.base_lr = "${..lr}"
     optimizer.params.bias_lr_factor = 2.0

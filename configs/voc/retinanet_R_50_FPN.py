@@ -30,6 +30,7 @@ model.anchor_generator.sizes = model.anchor_generator.sizes[1:]
 model.anchor_generator.strides = model.anchor_generator.strides[1:]
 authors_recipe(model, dataloader, optimizer)
 
+# The schedule is that of the authors' code of 2019, with the warm-up of maskrcnn-benchmark.
 train.max_iter = 14000
 train.output_dir = "output/voc_retinanet_R_50_FPN"
 lr_multiplier = L(WarmupParamScheduler)(

@@ -4,6 +4,7 @@ import pickle
 import zipfile
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 
 from .errors import BadInput
 
@@ -36,7 +37,9 @@ class NamingCheckpointer(DetectionCheckpointer):
         """
         self._path, self._need_all = path, need_all
         try:
-            if path and not self.path_manager.isfile(self.path_manager.get_local_path(path)):
+            # Detectron2 sends it to processes that cannot read it.
+            to_check = path if comm.is_main_process() else ""
+            if to_check and not self.path_manager.isfile(self.path_manager.get_local_path(path)):
                 raise BadInput(f"{path}: no such checkpoint; see train.init_checkpoint")
             return super().load(path, *args, **kwargs)
         except OSError as e:  # of a URL
@@ -53,22 +56,31 @@ class NamingCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         num_entries = len(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        # Counters that PyTorch fills by itself where an old checkpoint lacks them.
-        absent = [k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")]
+        wanted = _parameters(self.model.state_dict())
+        absent = _parameters(incompatible.missing_keys)
+        foreign = _parameters(incompatible.unexpected_keys)
         wrong = [f"{k} {a} instead of {b}" for k, a, b in incompatible.incorrect_shapes]
-        num_wanted = sum(not k.endswith("num_batches_tracked") for k in self.model.state_dict())
-        if len(absent) >= num_wanted:
+        # Heads differ in fine-tuning; what is learned from pictures must be there by half.
+        core = [k for k in wanted if k.startswith("backbone.")] or wanted
+        if 2 * len(set(core) & set(absent)) > len(core):
             raise BadInput(
-                f"{self._path}: of another architecture: none of its {num_entries} entries fits "
-                f"this model; see train.init_checkpoint"
+                f"{self._path}: of another architecture: {len(wanted) - len(absent)} of its "
+                f"{num_entries} entries fit this model; see train.init_checkpoint"
             )
-        if self._need_all and (absent or wrong):
-            examples = ", ".join((wrong + [f"no {k}" for k in absent])[:3])
+        if self._need_all and (absent or foreign):
+            examples = wrong + [f"no {k}" for k in absent] + [f"unknown {k}" for k in foreign]
             raise BadInput(
-                f"{self._path}: of another architecture: {len(absent)} of the {num_wanted} "
-                f"parameters are not filled ({examples}); use the config that it was trained with"
+                f"{self._path}: of another architecture: {len(absent)} of the {len(wanted)} "
+                f"parameters are not filled, {len(foreign)} of its entries are unknown "
+                f"({', '.join(examples[:3])}); use the config that it was trained with"
             )
         return incompatible
+
+
+def _parameters(keys):
+    """The keys without those that come and go with versions of PyTorch and Detectron2."""
+    ignored = ("num_batches_tracked", "pixel_mean", "pixel_std")
+    return [k for k in keys if not k.endswith(ignored)]
 
 
 def _first_line(error):

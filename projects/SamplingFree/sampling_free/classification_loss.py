@@ -35,7 +35,7 @@ def sigmoid_bce_all(logits, labels):
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.reshape(-1, num_classes).float()
         labels = labels.reshape(-1)
-        per_row = F.softplus(logits).sum(dim=1)
+        per_row = F.softplus(logits).sum(dim=1)  # (N * R,)
         loss = per_row.masked_fill(labels < 0, 0).sum()
         rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
         return loss - logits[rows, labels[rows]].sum()

@@ -29,8 +29,9 @@ def one_line_errors(main):
         except (BadInput, NonFiniteLoss) as e:
             print(f"error: {e}", file=sys.stderr)
         except ProcessExitedException as e:
-            if e.exit_code != 2:
+            if e.exit_code not in (1, 2):  # a process that was killed
                 raise
+            sys.exit(e.exit_code)
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             sys.exit(130)

@@ -52,7 +52,10 @@ def load_config(path, overrides=()):
         if key not in cfg:
             raise BadInput(f"{path}: has no {key!r}; is it a whole LazyConfig, not a part of one?")
     train = model_zoo.get_config("common/train.py").train
-    cfg.train = OmegaConf.merge(train, TRAIN_DEFAULTS, cfg.train)
+    known = OmegaConf.merge(train, TRAIN_DEFAULTS)
+    _check_spelling(cfg.train, known, "train")
+    _check_spelling(cfg.dataloader, dict.fromkeys(("train", "test", "evaluator")), "dataloader")
+    cfg.train = OmegaConf.merge(known, cfg.train)
     for override in overrides:
         _apply(cfg, override)
     _check_calls(cfg)
@@ -78,6 +81,17 @@ def _load(path):
         builtins.__import__ = original_import
 
 
+def _check_spelling(node, known, where):
+    """A key of a file that resembles a known one is a misspelt one; others may be a user's own."""
+    for key, value in node.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), list(known), 1, cutoff=0.75)
+            if near:
+                raise BadInput(f"{where}.{key}: unknown key; did you mean {where}.{near[0]}?")
+        elif isinstance(value, DictConfig) and isinstance(known[key], DictConfig):
+            _check_spelling(value, known[key], f"{where}.{key}")
+
+
 def _check_train(train):
     if os.path.exists(train.output_dir) and not os.path.isdir(train.output_dir):
         raise BadInput(f"train.output_dir={train.output_dir}: is a file, not a folder")
@@ -92,6 +106,10 @@ def _check_train(train):
         )
     if train.amp.dtype not in DTYPES:
         raise BadInput(f"train.amp.dtype={train.amp.dtype!r}: known are {list(DTYPES)}")
+    for key in ("max_iter", "log_period", "checkpointer.period"):
+        value = OmegaConf.select(train, key)
+        if not isinstance(value, int) or value < 1:
+            raise BadInput(f"train.{key}={value!r}: give a whole number from 1 up")
     for row in train.expected_results:
         if not isinstance(row, (list, tuple, ListConfig)) or len(row) != 4:
             raise BadInput(
@@ -113,12 +131,17 @@ def _apply(cfg, override):
     key, equals, value = override.partition("=")
     if not equals:
         raise BadInput(f"{override!r} is no override: write key=value, e.g. train.max_iter=100")
-    _check_key(cfg, key.lstrip("+"))
+    key = key.lstrip("+")
+    _check_key(cfg, key)
+    before = OmegaConf.select(cfg, key)
     try:
         LazyConfig.apply_overrides(cfg, [override])
     except Exception as e:  # Hydra's parser and OmegaConf have many of their own
         reason = str(e).strip().splitlines()[0]
         raise BadInput(f"{override!r} cannot be applied: {reason}") from None
+    after = OmegaConf.select(cfg, key)
+    if isinstance(before, (int, float)) and isinstance(after, str) and after != "auto":
+        raise BadInput(f"{override!r}: {key} is a number, now {before!r}")
 
 
 def _check_key(cfg, key):

@@ -48,6 +48,18 @@ class AnchorCounts:
     num_empty_images: int
     num_passes: int
 
+    def __add__(self, other):
+        """Counts of two parts of a data set."""
+        return AnchorCounts(
+            self.valid + other.valid,
+            self.foreground + other.foreground,
+            self.foreground_per_class + other.foreground_per_class,
+            self.strides,
+            self.num_images + other.num_images,
+            self.num_empty_images + other.num_empty_images,
+            self.num_passes,
+        )
+
 
 def count_anchors(model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0, progress=True):
     """Counts the labels that ``model.label_anchors`` gives to a whole training set.
@@ -126,9 +138,9 @@ def padded_size(size, backbone):
 
 
 class _AnchorCache:
-    """Anchors of every level for an image size; a training set has few sizes."""
+    """Anchors of every level for an image size, of which a training set has few after padding."""
 
-    def __init__(self, model, max_entries=16):
+    def __init__(self, model, max_entries=64):
         self.model = model
         self.max_entries = max_entries
         self.entries = {}

@@ -1,11 +1,13 @@
 """Detectron2's DefaultTrainer driven by a LazyConfig: ``LazyTrainer``."""
 
+import inspect
 import logging
 import os
 import weakref
 
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model, default_writers
 from detectron2.evaluation import (
@@ -48,14 +50,14 @@ class LazyTrainer(DefaultTrainer):
             # otherwise, so that a resumed run would differ in the last bit.
             torch.jit.set_fusion_strategy([])
         PathManager.mkdirs(cfg.train.output_dir)
-        self.train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
+        train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
         if "evaluator" in cfg.dataloader:  # a mistake there is to be known before the training
             load_dataset(cfg.dataloader.test.dataset, cfg.model, is_train=False)
         self.mapper = instantiate(cfg.dataloader.train.mapper)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg, self.train_dicts, self.mapper)
+        loader = self.build_train_loader(cfg, train_dicts, self.mapper)
         ddp = dict(cfg.train.ddp)
         if cfg.train.device == "cpu":
             ddp["device_ids"] = None
@@ -67,7 +69,7 @@ class LazyTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.train.max_iter
         self.prior_init = PriorInit(
-            self.train_dicts,
+            train_dicts,
             self.mapper,
             dataset_names(cfg.dataloader.train.dataset),
             output_dir=cfg.train.output_dir,
@@ -103,8 +105,11 @@ class LazyTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg):
         """The config's evaluator; Detectron2's COCOEvaluator keeps its results for the pictures."""
         node = cfg.dataloader.evaluator
-        if target_of(node) is COCOEvaluator and not node.get("output_dir"):
-            node.output_dir = os.path.join(cfg.train.output_dir, "inference")
+        target = target_of(node)
+        if inspect.isclass(target) and issubclass(target, COCOEvaluator):
+            if not node.get("output_dir"):
+                node.output_dir = os.path.join(cfg.train.output_dir, "inference")
+            _forget_converted(instantiate(node.dataset_name), node.output_dir)
         return instantiate(node)
 
     @classmethod
@@ -121,7 +126,7 @@ class LazyTrainer(DefaultTrainer):
         results = inference_on_dataset(model, loader, evaluator) or {}
         if comm.is_main_process():
             print_csv_format(results)
-            if "bbox" in results and hasattr(evaluator, "_coco_api"):
+            if "bbox" in results and isinstance(evaluator, COCOEvaluator):
                 best = best_threshold.threshold_from_evaluator(evaluator)
                 best.save(os.path.join(cfg.train.output_dir, best_threshold.FILE_NAME))
         return results
@@ -172,8 +177,10 @@ class LazyTrainer(DefaultTrainer):
         # v0.6's DefaultTrainer keeps no optimizer state; no version keeps running numbers, nor
         # the last scalars, of which the writers take medians.
         model = self._bare_model()
+        base = TrainerBase.state_dict(self)
+        base.get("hooks", {}).pop(type(self.prior_init).__qualname__, None)  # has its own entry
         return {
-            **TrainerBase.state_dict(self),
+            **base,
             "_trainer": self._trainer.state_dict(),
             "running": {
                 name: vars(owner)[name]
@@ -215,6 +222,15 @@ class LazyTrainer(DefaultTrainer):
         if hasattr(model, "guide_log"):
             yield model.guide_log, "num_batches"
             yield model.guide_log, "num_empty"
+
+
+def _forget_converted(name, output_dir):
+    """Removes the COCO file that an earlier run made of a data set that may have changed since."""
+    path = os.path.join(output_dir, f"{name}_coco_format.json")
+    if not hasattr(MetadataCatalog.get(name), "json_file"):
+        if comm.is_main_process() and os.path.exists(path):
+            os.remove(path)
+        comm.synchronize()
 
 
 def check_expected(cfg, results):

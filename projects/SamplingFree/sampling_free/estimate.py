@@ -59,7 +59,8 @@ class PriorEstimate:
         """N, N_f, prior, bias and start loss in one line."""
         return (
             f"N = {self.num_valid:.6g} valid anchors, N_f = {self.num_foreground:.6g} foreground, "
-            f"C = {self.num_classes} classes: prior N_f/(N*C) = {self.prior:.4e}, "
+            f"C = {self.num_classes} classes, N*C/N_f = {1 / self.prior:.4g}: "
+            f"prior N_f/(N*C) = {self.prior:.4e}, "
             f"bias {self.bias:.3f}, start loss {self.start_loss():.3f} per foreground anchor "
             f"(with prior 0.01 {self.start_loss(0.01):.4g}, with 0.5 {self.start_loss(0.5):.4g})"
         )
@@ -140,6 +141,11 @@ def estimate_prior(model, dataset_dicts, mapper, names=(), *, progress=True):
         BadInput: if not one anchor is foreground.
     """
     counts = count_anchors(model, dataset_dicts, mapper, progress=progress)
+    return estimate_from_counts(counts, model, dataset_dicts, mapper, names)
+
+
+def estimate_from_counts(counts, model, dataset_dicts, mapper, names=()):
+    """The estimate of a whole training set from its :class:`AnchorCounts`; else as above."""
     if counts.foreground.sum() == 0:
         raise BadInput(
             f"{_join(names)}: no anchor is foreground in {counts.num_images} images; check the "

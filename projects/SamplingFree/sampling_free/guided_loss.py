@@ -11,7 +11,6 @@ Nothing is left to tune: w is 1 for one-stage detectors and the RPN, 2 for the R
 Source: arXiv 1909.04868, section "Guided Loss Scaling". Needs torch only.
 """
 
-import logging
 import math
 from typing import NamedTuple
 
@@ -21,7 +20,20 @@ from torch import Tensor
 
 from .errors import BadInput
 
-logger = logging.getLogger(__name__)
+
+def guide_ratio(loss_cls, loss_loc, weight=1.0):
+    """r = weight * L_loc / L_cls, without gradient, in float32.
+
+    Args:
+        loss_cls (Tensor): classification loss, scalar >= 0.
+        loss_loc (Tensor): localisation loss, scalar >= 0.
+        weight (float): w.
+
+    Returns:
+        Tensor: r, a scalar >= 0; 0 where there is no classification loss to scale.
+    """
+    loss_cls, loss_loc = loss_cls.detach().float(), loss_loc.detach().float()
+    return torch.where(loss_cls == 0, torch.zeros_like(loss_cls), weight * loss_loc / loss_cls)
 
 
 class GuidedLosses(NamedTuple):
@@ -42,21 +54,6 @@ class GuidedLosses(NamedTuple):
     num_foreground: Tensor
 
 
-def guide_ratio(loss_cls, loss_loc, weight=1.0):
-    """r = weight * L_loc / L_cls, without gradient, in float32.
-
-    Args:
-        loss_cls (Tensor): classification loss, scalar >= 0.
-        loss_loc (Tensor): localisation loss, scalar >= 0.
-        weight (float): w.
-
-    Returns:
-        Tensor: r, a scalar >= 0; 0 where there is no classification loss to scale.
-    """
-    loss_cls, loss_loc = loss_cls.detach().float(), loss_loc.detach().float()
-    return torch.where(loss_cls > 0, weight * loss_loc / loss_cls, torch.zeros_like(loss_cls))
-
-
 def guided_losses(sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.0):
     """Normalises both losses by the foreground samples of *all* processes and applies the guide.
 
@@ -75,10 +72,12 @@ def guided_losses(sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.
     Returns:
         GuidedLosses
     """
+    # One reduction of the sums, not of r: a mean of ratios is no ratio of means. In float64, as
+    # half precision does not hold the count.
     sums = sum_cls.detach(), sum_loc.detach(), num_foreground
     totals = torch.stack([x.double() for x in sums])
-    num_processes = _num_processes()
-    if num_processes > 1:
+    world_size = num_processes()
+    if world_size > 1:
         dist.all_reduce(totals)
     total_cls, total_loc, total_foreground = totals
 
@@ -89,7 +88,7 @@ def guided_losses(sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.
     has_foreground = total_foreground > 0
     ratio = torch.where(has_foreground, ratio, torch.zeros_like(ratio))
     # DistributedDataParallel averages the gradients over processes, hence the factor.
-    scale = num_processes / total_foreground.clamp(min=1)
+    scale = world_size / total_foreground.clamp(min=1)
     return GuidedLosses(
         loss_cls=sum_cls * (ratio * scale).to(sum_cls.dtype),
         loss_loc=sum_loc * scale.to(sum_loc.dtype),
@@ -99,7 +98,8 @@ def guided_losses(sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.
     )
 
 
-def _num_processes():
+def num_processes():
+    """Processes of the training, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -116,50 +116,3 @@ def check_guide(guide):
             f"model.guide={guide!r} is unknown; known: 'iteration', or a number >= 0 as a constant"
         )
     return constant
-
-
-class GuideLog:
-    """Writes the guide's numbers to Detectron2's event storage and watches for empty batches.
-
-    Attributes:
-        num_batches, num_empty (int): batches seen, and those without a foreground sample on any
-            process. Plain numbers; the trainer keeps them in the checkpoint.
-    """
-
-    WARN_ABOVE = 0.2
-    WARN_AFTER = 50  # batches: fewer say little about a fifth
-
-    def __init__(self):
-        self.num_batches = 0
-        self.num_empty = 0
-        self.warned = False
-
-    def write(self, losses, storage, num_images):
-        """
-        Args:
-            losses (GuidedLosses):
-            storage (EventStorage): gets guide/r, guide/loss_cls_raw, guide/empty_batches (a
-                running count) and num_pos_anchors (per image, as Detectron2 logs it).
-            num_images (int): images of this process.
-        """
-        numbers = torch.stack([x.double() for x in losses[2:]]).tolist()  # one synchronisation
-        ratio, loss_cls_raw, num_foreground = numbers
-        self.num_batches += 1
-        self.num_empty += num_foreground == 0
-        storage.put_scalars(
-            **{
-                "guide/r": ratio,
-                "guide/loss_cls_raw": loss_cls_raw,
-                "guide/empty_batches": self.num_empty,
-                "num_pos_anchors": num_foreground / (num_images * _num_processes()),
-            }
-        )
-        if self.num_batches >= self.WARN_AFTER and not self.warned:
-            share = self.num_empty / self.num_batches
-            if share > self.WARN_ABOVE:
-                self.warned = True
-                logger.warning(
-                    f"{share:.0%} of {self.num_batches} batches had no foreground sample and "
-                    "taught nothing: use larger batches, or filter_empty=True in "
-                    "dataloader.train.dataset"
-                )

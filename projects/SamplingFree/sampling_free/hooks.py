@@ -1,6 +1,7 @@
 """Two hooks that Detectron2 lacks."""
 
 import logging
+import math
 import os
 
 from detectron2.config import instantiate
@@ -22,7 +23,11 @@ class StatefulBestCheckpointer(BestCheckpointer):
         storage = getattr(self.trainer, "storage", None)
         latest = storage.latest().get(self._val_metric) if storage else None
         # The checkpoint of a new best score is written before the score is taken over.
-        if latest and (best[0] is None or self._compare(latest[0], best[0])):
+        if (
+            latest
+            and math.isfinite(latest[0])
+            and (best[0] is None or self._compare(latest[0], best[0]))
+        ):
             best = latest
         return {"best_metric": best[0], "best_iter": best[1]}
 
@@ -49,14 +54,15 @@ class FinalPictures(HookBase):
             return
 
         plot = os.path.join(train.output_dir, "training.png")
-        plot_training(os.path.join(train.output_dir, "metrics.json"), plot)
+        metrics = os.path.join(train.output_dir, "metrics.json")
+        plot_training(metrics, plot)
         threshold = best_threshold.FALLBACK_THRESHOLD
         threshold_file = os.path.join(train.output_dir, best_threshold.FILE_NAME)
         if os.path.isfile(threshold_file):
             threshold = best_threshold.BestThreshold.load(threshold_file).display_threshold
         node = self.cfg.dataloader.test
         paths = save_prediction_pictures(
-            self.trainer.model,
+            getattr(self.trainer.model, "module", self.trainer.model),
             load_dataset(node.dataset, self.cfg.model, is_train=False),
             instantiate(node.mapper),
             MetadataCatalog.get((dataset_names(node.dataset) or ["unnamed"])[0]),
@@ -64,12 +70,16 @@ class FinalPictures(HookBase):
             os.path.join(train.output_dir, "pictures"),
             max_images=train.num_pictures,
         )
+        prior = os.path.join(train.output_dir, "prior.json")
         scores = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
         reached = ", ".join(f"{k} {scores[k]:.1f}" for k in ("bbox/AP", "bbox/AP50") if k in scores)
-        logger.info(
+        lines = [
             f"Reached {reached or 'the end, without an evaluation'}. Scores from {threshold:.3g} "
-            "up are worth showing (best F1).\n"
-            f"  pictures      {paths[-1]}\n"
-            f"  losses and r  {plot}\n"
-            f"  model         {os.path.join(train.output_dir, 'model_final.pth')}"
-        )
+            "up are worth showing (best F1).",
+            f"  pictures      {paths[-1]}",
+            f"  losses and r  {plot}",
+            f"  numbers       {metrics} (TensorBoard: tensorboard --logdir {train.output_dir})",
+            f"  prior         {prior}" if os.path.isfile(prior) else None,
+            f"  model         {os.path.join(train.output_dir, 'model_final.pth')}",
+        ]
+        logger.info("\n".join(filter(None, lines)))

@@ -53,6 +53,8 @@ def build_replayable_train_loader(
     """
     if unreadable not in ("stop", "skip"):
         raise BadInput(f"dataloader.train.unreadable={unreadable!r}: known are 'stop', 'skip'")
+    if num_workers < 0:
+        raise BadInput(f"dataloader.train.num_workers={num_workers}: give 0 or more")
     if total_batch_size <= 0 or total_batch_size % comm.get_world_size():
         raise BadInput(
             f"dataloader.train.total_batch_size={total_batch_size} is not a multiple of the "

@@ -1,18 +1,23 @@
 """The hook that measures the prior before the first iteration and sets the bias."""
 
+import functools
 import logging
+import operator
 import os
 from dataclasses import asdict
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from .counting import count_anchors
 from .detectors.bias import AUTO, PriorBias
 from .errors import BadInput
-from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_prior
+from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
+from .views import seeded
 
 logger = logging.getLogger(__name__)
+
+NUM_SCORED = 4  # images on which a loaded head is compared with the prior
 
 
 class PriorInit(HookBase):
@@ -20,12 +25,14 @@ class PriorInit(HookBase):
 
     Works with any Detectron2 trainer; does nothing for a model without a prior. At iteration 0
 
-    * a prior that the config gives as a number wins; "auto" is measured on the main process,
-      logged, written to ``prior.json`` and sent to the others;
+    * a prior that the config gives as a number wins; "auto" is measured, each process counting
+      its share of the images, then added up by the main one, logged, written to ``prior.json``
+      and sent to the others, who get the same bits;
     * a head that no checkpoint filled gets the bias; a head that was loaded keeps its own, with a
       line that compares the two, unless ``reset_prior``.
 
-    A resumed run takes the prior from its checkpoint and measures nothing.
+    A resumed run takes the prior from its checkpoint and measures nothing; for that the hook has
+    to be registered before the checkpoint is loaded.
     """
 
     def __init__(
@@ -65,12 +72,13 @@ class PriorInit(HookBase):
             return
         estimate = None
         if model.prior == AUTO:
-            estimate = self._from_main_process(model)
+            estimate = self._estimate(model)
             logger.info("Prior of the training set:\n" + estimate.table())
         else:
             logger.info(f"Prior {model.prior:.4e} from the config; nothing measured.")
         prior = estimate.prior if estimate else model.prior
         self._set_bias(model, prior)
+        self.dataset_dicts = None  # not needed any more, and large
         self.state = {"prior": prior, "estimate": asdict(estimate) if estimate else None}
 
     def _restore(self, model):
@@ -78,42 +86,71 @@ class PriorInit(HookBase):
             model.prior = self.state["prior"]
         elif model.prior == AUTO:
             raise BadInput(
-                "the checkpoint to resume from holds no prior: it is not of a sampling-free run; "
-                "start anew with train.init_checkpoint set to it, or set model.prior"
+                "no prior came with the checkpoint to resume from: register PriorInit before it is "
+                "loaded; if it is of another run, start anew with train.init_checkpoint set to it"
             )
 
     def _set_bias(self, model, prior):
         if model.head_was_loaded and not self.reset_prior:
-            score = torch.sigmoid(model.classifier_bias.detach().double()).mean().item()
+            with seeded(0):
+                images = [self.mapper(d) for d in self.dataset_dicts[:NUM_SCORED]]
             logger.info(
-                f"The classification head came with the checkpoint and keeps its bias: mean score "
-                f"{score:.3e}, the prior is {prior:.3e}; train.reset_prior=True sets it."
+                f"The classification head came with the checkpoint and keeps its bias: its mean "
+                f"score on {len(images)} images is {model.mean_score(images):.3e}, the prior is "
+                f"{prior:.3e}; train.reset_prior=True sets it."
             )
             model.prior = prior
         else:
             model.set_prior(prior)
 
-    def _from_main_process(self, model):
-        """Measures or reads on the main process; all get the same bits, or the same error."""
-        answer = None
-        if comm.is_main_process():
-            try:
-                answer = self._measure(model)
-            except Exception as e:  # the others must not wait for an answer in vain
-                answer = e
-        answer = comm.all_gather(answer)[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def _measure(self, model):
+    def _estimate(self, model):
+        """Every process counts its share; the sum of the main one reaches all, or an error."""
         if self.prior_file:
-            now = dependencies(model, self.dataset_dicts, self.mapper, self.names)
-            estimate = PriorEstimate.load(self.prior_file, now)
-            logger.info(f"Prior read from {self.prior_file}.")
-        else:
-            estimate = estimate_prior(model, self.dataset_dicts, self.mapper, self.names)
+            return _agree(lambda: self._read(model))
+        rank, num_processes = comm.get_rank(), comm.get_world_size()
+        share = self.dataset_dicts[rank::num_processes]
+        counts = comm.all_gather(
+            _caught(lambda: count_anchors(model, share, self.mapper, progress=rank == 0))
+        )
+        for part in counts:
+            _raise(part)
+        return _agree(lambda: self._sum(model, counts))
+
+    def _read(self, model):
+        now = dependencies(model, self.dataset_dicts, self.mapper, self.names)
+        estimate = PriorEstimate.load(self.prior_file, now)
+        logger.info(f"Prior read from {self.prior_file}.")
+        return self._save(estimate)
+
+    def _sum(self, model, counts):
+        total = functools.reduce(operator.add, counts)
+        return self._save(
+            estimate_from_counts(total, model, self.dataset_dicts, self.mapper, self.names)
+        )
+
+    def _save(self, estimate):
         if self.output_dir:
             os.makedirs(self.output_dir, exist_ok=True)
             estimate.save(os.path.join(self.output_dir, FILE_NAME))
         return estimate
+
+
+def _agree(function):
+    """The result of ``function`` on the main process, or its exception, on all processes."""
+    answer = comm.all_gather(_caught(function) if comm.is_main_process() else None)[0]
+    return _raise(answer)
+
+
+def _caught(function):
+    try:
+        return function()
+    except Exception as e:  # the other processes must not wait for an answer in vain
+        if not isinstance(e, BadInput):
+            logger.exception("Measuring the prior failed:")
+        return e
+
+
+def _raise(answer):
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -28,7 +28,11 @@ class PriorBias:
     classifier_bias_name = None
 
     def init_prior(self, prior):
-        """Args: prior (float or "auto"): a number in (0, 1) sets the bias at once."""
+        """Sets up the attributes, and the hook that notes what a checkpoint fills.
+
+        Args:
+            prior (float or "auto"): a number in (0, 1) sets the bias at once.
+        """
         self.prior = AUTO
         self.head_was_loaded = False
         self.register_load_state_dict_post_hook(_note_whether_head_was_loaded)
@@ -54,6 +58,24 @@ class PriorBias:
         """
         self.classifier_bias.fill_(prior_to_bias(prior))
         self.prior = prior
+
+    @torch.no_grad()
+    def mean_score(self, batched_inputs):
+        """Mean score over all anchors and classes.
+
+        Args:
+            batched_inputs (list[dict]): as the model takes them.
+
+        Returns:
+            float: in [0, 1].
+        """
+        was_training = self.training
+        self.eval()
+        features = self.backbone(self.preprocess_image(batched_inputs).tensor)
+        logits = self.head([features[f] for f in self.head_in_features])[0]
+        self.train(was_training)
+        scores = torch.cat([x.flatten() for x in logits]).double().sigmoid()
+        return scores.mean().item()
 
     def require_prior(self):
         """Raises BadInput if the prior is still to be measured."""

@@ -11,7 +11,8 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import get_event_storage
 
 from ..classification_loss import sigmoid_bce_all
-from ..guided_loss import GuideLog, check_guide, guided_losses
+from ..guide_log import GuideLog
+from ..guided_loss import check_guide, guided_losses
 from .bias import PriorBias
 
 
@@ -59,8 +60,11 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
         self.require_prior()
         gt_labels = torch.stack(gt_labels)
         foreground = (gt_labels >= 0) & (gt_labels != self.num_classes)
-        sizes = [x.shape[1] for x in pred_logits]
-        sum_cls = sum(map(sigmoid_bce_all, pred_logits, gt_labels.split(sizes, dim=1)))
+        labels_of_levels = gt_labels.split([x.shape[1] for x in pred_logits], dim=1)
+        sum_cls = sum(
+            sigmoid_bce_all(logits, labels)  # (N, Hi*Wi*A, K), (N, Hi*Wi*A)
+            for logits, labels in zip(pred_logits, labels_of_levels)
+        )
         sum_box = self.box_reg_loss_weight * _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
