@@ -1,6 +1,5 @@
 import json
 import math
-import pickle
 from types import SimpleNamespace
 
 import detectron2.data.transforms as T
@@ -9,6 +8,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage
 from tiny import batch, log_lines, mapper_of, stock_retinanet, tiny_retinanet, write_dicts
 
 from sampling_free import prior_init
@@ -45,7 +45,7 @@ def no_counting(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("the prior was measured")
 
-    monkeypatch.setattr(prior_init, "estimate_prior", fail)
+    monkeypatch.setattr(prior_init, "count_anchors", fail)
 
 
 def _train(model, hook, start_iter=0, max_iter=1, lr=0.0):
@@ -139,7 +139,7 @@ class TestResume:
         self, hook, tmp_path, monkeypatch
     ):
         old = self._stopped_run(hook, tmp_path)
-        monkeypatch.setattr(prior_init, "estimate_prior", None)  # a call would fail
+        monkeypatch.setattr(prior_init, "count_anchors", None)  # a call would fail
         (tmp_path / "out" / "prior.json").unlink()
         model, hook = tiny_retinanet(seed=9), hook()
         DetectionCheckpointer(model, str(tmp_path), prior=hook).resume_or_load("", resume=True)
@@ -156,7 +156,9 @@ class TestResume:
         assert saved["trainer"]["hooks"]["PriorInit"]["prior"] == old.prior
 
     def test_without_a_prior_in_the_checkpoint_it_is_refused(self, hook, no_counting):
-        with pytest.raises(BadInput, match="holds no prior.*train.init_checkpoint"):
+        with pytest.raises(
+            BadInput, match="no prior came with the checkpoint.*train.init_checkpoint"
+        ):
             _train(tiny_retinanet(), hook(), start_iter=5, max_iter=6)
 
     def test_a_prior_in_the_config_needs_none_in_the_checkpoint(self, hook, no_counting):
@@ -187,7 +189,13 @@ class TestLoadedHead:
         assert torch.equal(_bias(model), _bias(source))
         prior, _ = _expected(dicts, hook)
         assert model.prior == hook.state_dict()["prior"] == pytest.approx(prior)
-        mean = sum(1 / (1 + math.exp(-b)) for b in _bias(source).tolist()) / len(_bias(source))
+        images = [hook.mapper(record) for record in dicts]
+        with EventStorage(), torch.no_grad():
+            source.eval()
+            features = source.backbone(source.preprocess_image(images).tensor)
+            logits, _ = source.head([features[f] for f in source.head_in_features])
+        scores = torch.cat([x.double().sigmoid().flatten() for x in logits])
+        mean = scores.mean().item()
         said = [line for line in lines if f"{mean:.3e}" in line and f"{prior:.3e}" in line]
         assert len(said) == 1 and "train.reset_prior=True" in said[0]
 
@@ -242,35 +250,51 @@ class TestPriorFile:
         assert torch.equal(_bias(model), before) and model.prior == "auto"
 
 
-class TestOtherProcesses:
-    """What a process does that is not the main one; Detectron2's ``comm`` is stood in for."""
-
-    @pytest.fixture
-    def main_answers(self, monkeypatch):
-        def answer(value):
-            gathered = [pickle.loads(pickle.dumps(value)), None]
-            monkeypatch.setattr(prior_init.comm, "is_main_process", lambda: False)
-            monkeypatch.setattr(prior_init.comm, "all_gather", lambda mine: gathered)
-
-        return answer
-
-    def test_they_take_the_main_ones_estimate_and_write_nothing(
-        self, hook, main_answers, no_counting, tmp_path
-    ):
-        main_answers(PriorEstimate(1000.0, 2.5, 3))
+def _one_of_two(rank, dicts, folder):
+    """A process of two: what the hook leaves, or the line that it stops with."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mapper = mapper_of(T.ResizeShortestEdge((48, 48), 128), T.RandomFlip())
+    answers = []
+    broken = [dicts[0], {k: v for k, v in dicts[1].items() if k != "height"}]
+    for records in (dicts, broken):
         model = tiny_retinanet()
-        hook = hook()
+        hook = PriorInit(records, mapper, NAME, output_dir=f"{folder}/out{rank}")
         hook.trainer = SimpleNamespace(model=model, start_iter=0)
-        hook.before_train()
-        assert _bias(model).tolist() == pytest.approx([math.log(2.5 / 2997.5)] * 18)
-        assert not (tmp_path / "out").exists()
-
-    def test_they_stop_with_the_main_ones_error(self, hook, main_answers, no_counting):
-        main_answers(BadInput("prior.json: stale"))
-        hook = hook()
-        hook.trainer = SimpleNamespace(model=tiny_retinanet(), start_iter=0)
-        with pytest.raises(BadInput, match="^prior.json: stale$"):
+        try:
             hook.before_train()
+            answers.append((model.prior, _bias(model).tolist()))
+        except BadInput as e:
+            answers.append(str(e))
+    torch.save(answers, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+class TestTwoProcesses:
+    @pytest.fixture(scope="class")
+    def answers(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("two")
+        dicts = write_dicts(folder, [(64, 96), (61, 47), (64, 64)], [4, 6, 2])
+        torch.multiprocessing.spawn(_one_of_two, (dicts, str(folder)), nprocs=2)
+        mapper = mapper_of(T.ResizeShortestEdge((48, 48), 128), T.RandomFlip())
+        alone = estimate_prior(tiny_retinanet(), dicts, mapper, NAME, progress=False)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(2)], alone, folder
+
+    def test_they_set_the_same_bits_which_are_those_of_one_process(self, answers):
+        (first, second), alone, _ = answers
+        assert first[0] == second[0]
+        assert first[0][0] == pytest.approx(alone.prior, rel=1e-12)
+
+    def test_the_main_one_alone_writes_the_file(self, answers):
+        _, alone, folder = answers
+        saved = PriorEstimate.load(folder / "out0" / "prior.json")
+        assert (saved.num_images, saved.num_foreground) == (3, alone.num_foreground)
+        assert not (folder / "out1").exists()
+
+    def test_an_error_of_one_stops_both_with_its_line(self, answers):
+        (first, second), _, _ = answers
+        assert first[1] == second[1] and "no height and width" in first[1]
 
 
 def test_a_set_without_objects_stops_before_training(dicts, hook):

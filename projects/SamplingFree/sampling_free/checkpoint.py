@@ -1,5 +1,7 @@
 """Detectron2's checkpointer, with one clear line where a checkpoint is missing or does not fit."""
 
+import contextlib
+import os
 import pickle
 import zipfile
 
@@ -7,6 +9,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from .errors import BadInput
+
+UNFINISHED = ".unfinished"
 
 # What torch.load, and Detectron2 after it, raise for a torn file or one of something else.
 UNREADABLE = (
@@ -52,6 +56,28 @@ class NamingCheckpointer(DetectionCheckpointer):
         if resume and self.has_checkpoint():
             return self.load(self.get_checkpoint_file(), need_all=True)
         return self.load(path, checkpointables=[], need_all=need_all)
+
+    def save(self, name, **kwargs):
+        """As Detectron2's, but the file appears under its name only when it is whole."""
+        try:
+            super().save(f"{name}{UNFINISHED}", **kwargs)
+        except RuntimeError as e:
+            # PyTorch hides an interrupt behind an error of its own.
+            if isinstance(e.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.save_dir, f"{name}{UNFINISHED}.pth"))
+
+    def tag_last_checkpoint(self, last_filename_basename):
+        unfinished = os.path.join(self.save_dir, last_filename_basename)
+        finished = unfinished.replace(UNFINISHED, "")
+        os.replace(unfinished, finished)
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        with open(f"{tag}{UNFINISHED}", "w") as f:
+            f.write(os.path.basename(finished))
+        os.replace(f"{tag}{UNFINISHED}", tag)
 
     def _load_model(self, checkpoint):
         num_entries = len(checkpoint["model"])

@@ -1,4 +1,4 @@
-"""What the guide did, in Detectron2's event storage, and a warning where it has nothing to guide."""
+"""What the guide did, for Detectron2's event storage, and a warning where it had no guidance."""
 
 import logging
 

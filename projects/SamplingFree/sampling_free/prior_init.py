@@ -1,7 +1,9 @@
 """The hook that measures the prior before the first iteration and sets the bias."""
 
+import contextlib
 import functools
 import logging
+import math
 import operator
 import os
 from dataclasses import asdict
@@ -13,6 +15,7 @@ from .counting import count_anchors
 from .detectors.bias import AUTO, PriorBias
 from .errors import BadInput
 from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
+from .loader import ReadOrName
 from .views import seeded
 
 logger = logging.getLogger(__name__)
@@ -92,16 +95,25 @@ class PriorInit(HookBase):
 
     def _set_bias(self, model, prior):
         if model.head_was_loaded and not self.reset_prior:
-            with seeded(0):
-                images = [self.mapper(d) for d in self.dataset_dicts[:NUM_SCORED]]
+            score = f"{self._mean_score(model):.3e}"
             logger.info(
-                f"The classification head came with the checkpoint and keeps its bias: its mean "
-                f"score on {len(images)} images is {model.mean_score(images):.3e}, the prior is "
-                f"{prior:.3e}; train.reset_prior=True sets it."
+                "The classification head came with the checkpoint and keeps its bias: its mean "
+                f"score is {score}, the prior is {prior:.3e}; train.reset_prior=True sets it."
             )
             model.prior = prior
         else:
             model.set_prior(prior)
+
+    def _mean_score(self, model):
+        """Over the first images that can be read."""
+        images, read = [], ReadOrName(self.mapper)
+        with seeded(0):
+            for record in self.dataset_dicts:
+                with contextlib.suppress(BadInput):
+                    images.append(read(record))
+                if len(images) == NUM_SCORED:
+                    break
+        return model.mean_score(images) if images else math.nan
 
     def _estimate(self, model):
         """Every process counts its share; the sum of the main one reaches all, or an error."""
