@@ -7,7 +7,7 @@
 No target tensor is needed. And it is exact where ``F.binary_cross_entropy_with_logits`` is not:
 that computes x - logsigmoid(x), which cancels at the scores near the prior. With all logits at
 logit(1e-5) its float32 sum is 4.6 % off, with 1e-7 it is zero. Its gradient is right, but the
-guide divides by the value.
+guide divides by the value (measured in tests/test_classification_loss.py).
 """
 
 import torch

@@ -3,7 +3,7 @@
 The labels come from *the detector's own* ``label_anchors``: its anchors, matcher and thresholds,
 on the annotations and image sizes alone. No image is decoded and no backbone is run. Every image
 is padded by itself to the size divisibility; batches pad to their largest image, which adds some
-background (4 % with two images a process), well inside the flat part of the loss.
+background, well inside the flat part of the loss.
 
     R anchors of all levels   L levels   K classes
 """

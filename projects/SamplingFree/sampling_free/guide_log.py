@@ -1,4 +1,4 @@
-"""What the guide did, for Detectron2's event storage, and a warning where it had no guidance."""
+"""What the guide did, for Detectron2's event storage, and a warning where it had none."""
 
 import logging
 
