@@ -29,7 +29,8 @@ def train_or_evaluate(args):
 @one_line_errors
 def main():
     args = default_argument_parser(epilog=__doc__).parse_args()
-    load_config(args.config_file, args.opts)  # a mistake in it is said once, not by each process
+    if args.num_gpus * args.num_machines > 1:
+        load_config(args.config_file, args.opts)  # a mistake is said once, not by each process
     launch(
         train_or_evaluate,
         args.num_gpus,
