@@ -8,8 +8,8 @@
 
 With --rates, each config's learning rate is chosen on the splits of --choose, and the final runs
 take it. All configs get the same data, schedule, seed and test settings. Every run is a call of
-train_net.py in a process of its own, and one record in the output; a second call
-does only what is missing. tools/render_tables.py puts the records into the documentation.
+train_net.py in a process of its own, and one record in the output; a second call does only what is
+missing. tools/render_tables.py puts the records into the documentation.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 
 import torch
 import torchvision
@@ -67,7 +66,6 @@ def run(config, rate, seed, splits, folder, threads):
     command = [sys.executable, "train_net.py", "--config-file", config]
     command += overrides(config, rate, seed, splits, output_dir)
     os.makedirs(output_dir, exist_ok=True)
-    start = time.perf_counter()
     with open(os.path.join(output_dir, "output.txt"), "w") as out:
         code = subprocess.call(
             command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -80,7 +78,6 @@ def run(config, rate, seed, splits, folder, threads):
         "seed": seed,
         "train_split": splits[0],
         "test_split": splits[1],
-        "minutes": (time.perf_counter() - start) / 60,
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{platform.machine()} CPU, {threads} thread(s)",

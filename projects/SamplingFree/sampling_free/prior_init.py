@@ -68,11 +68,14 @@ class PriorInit(HookBase):
     def before_train(self):
         model = self.trainer.model
         model = getattr(model, "module", model)
-        if not isinstance(model, PriorBias):
-            return
-        if self.trainer.start_iter > 0:
-            self._restore(model)
-            return
+        if isinstance(model, PriorBias):
+            if self.trainer.start_iter > 0:
+                self._restore(model)
+            else:
+                self._start(model)
+        self.dataset_dicts = None  # not needed any more, and large
+
+    def _start(self, model):
         estimate = None
         if model.prior == AUTO:
             estimate = self._estimate(model)
@@ -81,7 +84,6 @@ class PriorInit(HookBase):
             logger.info(f"Prior {model.prior:.4e} from the config; nothing measured.")
         prior = estimate.prior if estimate else model.prior
         self._set_bias(model, prior)
-        self.dataset_dicts = None  # not needed any more, and large
         self.state = {"prior": prior, "estimate": asdict(estimate) if estimate else None}
 
     def _restore(self, model):
