@@ -3,6 +3,8 @@
 Command:  python train_net.py --config-file configs/bccd/retinanet_R_18_FPN.py
 Data:     see "BCCD" in the README.
 Hardware: one CPU core.
+Cost:     400 iterations of 4 images; under 12 minutes.
+Expected: AP 46.4, AP50 82.8 on test with seed 0 (one run), results/bccd.json.
 """
 
 from detectron2 import model_zoo

@@ -2,6 +2,8 @@
 
 Command:  python train_net.py --config-file configs/bccd/retinanet_R_18_FPN_bce.py
 Hardware: one CPU core.
+Cost:     as the full method.
+Expected: AP 45.3, AP50 83.7 on test with seed 0 (one run), results/bccd.json.
 """
 
 from .retinanet_R_18_FPN import dataloader, lr_multiplier, model, optimizer, train
