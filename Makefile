@@ -19,6 +19,8 @@ D2_SOURCE := $(if $(DETECTRON2),'$(DETECTRON2)')
 
 # More threads than this gain nothing on the small tensors of the demo and the tests.
 export OMP_NUM_THREADS ?= 2
+# Without it two threads are slower than one while something else is running.
+export OMP_WAIT_POLICY ?= passive
 # Every pip call below, those of tools/install_detectron2.py too.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
