@@ -29,13 +29,13 @@ def variant(config):
 
 
 def final(records):
-    """One row for each final run: variant, learning rate, seed, AP, AP50."""
-    last = records[-1]["train_split"], records[-1]["test_split"]
+    """One row for each final run; the first record is of those on which a rate was chosen."""
+    chosen_on = [_splits(r) for r in records[:1]]
     rows = [
         [variant(r["config"]), r["learning_rate"], r["seed"]]
         + [r.get(key, "not finite") for key in ("bbox/AP", "bbox/AP50")]
         for r in records
-        if (r["train_split"], r["test_split"]) == last
+        if _splits(r) not in chosen_on
     ]
     return tabulate(
         rows,
@@ -45,10 +45,13 @@ def final(records):
     )
 
 
+def _splits(record):
+    return record["train_split"], record["test_split"]
+
+
 def rates(records):
     """AP on the validation split for each variant (row) and learning rate (column)."""
-    first = records[0]["train_split"], records[0]["test_split"]
-    tried = [r for r in records if (r["train_split"], r["test_split"]) == first]
+    tried = [r for r in records if _splits(r) == _splits(records[0])]
     columns = sorted({r["learning_rate"] for r in tried})
     rows = {}
     for r in tried:
