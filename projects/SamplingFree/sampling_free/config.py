@@ -1,4 +1,4 @@
-"""LazyConfig files and ``key=value`` overrides, read strictly: an unread key is an error.
+"""LazyConfig files and ``key=value`` overrides, read strictly: a misspelt key is an error.
 
 Detectron2's ``apply_overrides`` accepts ``train.max_itr=5`` in silence.
 """
