@@ -15,7 +15,7 @@ class TestGuideLog:
 
     def test_the_numbers_reach_the_event_storage(self):
         with EventStorage() as storage:
-            GuideLog().write(self._losses(12), storage, num_images=4)
+            GuideLog().write(self._losses(12), storage, {"num_pos_anchors": torch.tensor(3)})
         latest = {k: v for k, (v, _) in storage.latest().items()}
         assert latest == {
             "guide/r": 0.5,
@@ -30,7 +30,7 @@ class TestGuideLog:
         warned_at = []
         for i, num_foreground in enumerate(pattern):
             with log_lines("sampling_free.guide_log") as lines:
-                log.write(self._losses(num_foreground), storage, num_images=1)
+                log.write(self._losses(num_foreground), storage, {})
             warned_at += [i] * len(lines)
         return log, warned_at
 
@@ -53,6 +53,6 @@ class TestGuideLog:
         with EventStorage() as storage:
             for i, num_foreground in enumerate([0] * 20 + [3] * 5):
                 storage.iter = i
-                log.write(self._losses(num_foreground), storage, num_images=1)
+                log.write(self._losses(num_foreground), storage, {})
             written = storage.latest_with_smoothing_hint(window_size=20)
         assert written["guide/empty_batches"][0] == 20

@@ -1,7 +1,15 @@
 """Object detectors without sampling heuristics, for Detectron2 (arXiv 1909.04868)."""
 
 from .classification_loss import sigmoid_bce_all
+from .detectors.cascade import SamplingFreeCascadeROIHeads
+from .detectors.fcos import SamplingFreeFCOS
 from .detectors.retinanet import SamplingFreeRetinaNet
+from .detectors.roi_heads import (
+    SamplingFreeFastRCNNOutputLayers,
+    SamplingFreeRes5ROIHeads,
+    SamplingFreeStandardROIHeads,
+)
+from .detectors.rpn import SamplingFreeRPN
 from .engine import LazyTrainer
 from .errors import BadInput
 from .guided_loss import guide_ratio, guided_losses
@@ -14,7 +22,13 @@ __all__ = [
     "BadInput",
     "LazyTrainer",
     "PriorInit",
+    "SamplingFreeCascadeROIHeads",
+    "SamplingFreeFCOS",
+    "SamplingFreeFastRCNNOutputLayers",
+    "SamplingFreeRPN",
+    "SamplingFreeRes5ROIHeads",
     "SamplingFreeRetinaNet",
+    "SamplingFreeStandardROIHeads",
     "guide_ratio",
     "guided_losses",
     "optimal_prior",

@@ -1,7 +1,7 @@
 """Counts what a detector takes for foreground and background in a data set.
 
-The labels come from *the detector's own* ``label_anchors``: its anchors, matcher and thresholds,
-on the annotations and image sizes alone. No image is decoded and no backbone is run. Every image
+The labels come from *the detector's own* assignment: its anchors, matcher and thresholds, on the
+annotations and image sizes alone. No image is decoded and no backbone is run. Every image
 is padded by itself to the size divisibility; batches pad to their largest image, which adds some
 background, well inside the flat part of the loss.
 
@@ -18,6 +18,7 @@ from detectron2.data import DatasetMapper
 from detectron2.structures import ImageList
 from tqdm import tqdm
 
+from .assignment import assignment_of
 from .errors import BadInput
 from .views import enumerate_views, sampled_names, seeded
 
@@ -62,11 +63,10 @@ class AnchorCounts:
 
 
 def count_anchors(model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0, progress=True):
-    """Counts the labels that ``model.label_anchors`` gives to a whole training set.
+    """Counts the labels that a detector gives to its anchors over a whole training set.
 
     Args:
-        model (nn.Module): a dense detector in Detectron2's sense, stock or sampling-free, with
-            ``anchor_generator``, ``label_anchors`` and ``num_classes``; runs on its device.
+        model (nn.Module): stock or sampling-free, see :func:`assignment_of`; runs on its device.
         dataset_dicts (list[dict]): in Detectron2's format, with "height" and "width".
         mapper (DatasetMapper): the training mapper; its augmentations and its own way to
             transform annotations are used.
@@ -90,12 +90,13 @@ def count_anchors(model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0
         )
     num_passes = num_passes if sampled else 1
 
-    strides = [int(s) for s in model.anchor_generator.strides]
+    assignment = assignment_of(model)
+    strides, num_classes = assignment.strides, assignment.num_classes
     valid = np.zeros(len(strides))
     foreground = np.zeros(len(strides))
-    per_class = np.zeros(model.num_classes)
+    per_class = np.zeros(num_classes)
     num_empty = 0
-    anchors_of = _AnchorCache(model)
+    anchors_of = _AnchorCache(assignment)
     images = tqdm(
         dataset_dicts, "counting anchors", unit="image", mininterval=1, disable=not progress
     )
@@ -109,13 +110,13 @@ def count_anchors(model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0
             for view in views:
                 weight = view.weight / num_passes
                 levels = anchors_of(view.size)
-                labels = _labels(model, levels, _instances(mapper, image, view))
-                is_foreground = (labels >= 0) & (labels < model.num_classes)
+                labels = assignment.labels(levels, _instances(mapper, image, view))
+                is_foreground = (labels >= 0) & (labels < num_classes)
                 sizes = [len(x) for x in levels]
                 valid += weight * _per_level(labels >= 0, sizes)
                 foreground += weight * _per_level(is_foreground, sizes)
                 classes = labels[is_foreground]
-                per_class += weight * classes.bincount(minlength=model.num_classes).cpu().numpy()
+                per_class += weight * classes.bincount(minlength=num_classes).cpu().numpy()
     return AnchorCounts(
         valid, foreground, per_class, strides, len(dataset_dicts), num_empty, num_passes
     )
@@ -140,22 +141,22 @@ def padded_size(size, backbone):
 class _AnchorCache:
     """Anchors of every level for an image size, of which a training set has few after padding."""
 
-    def __init__(self, model, max_entries=64):
-        self.model = model
+    def __init__(self, assignment, max_entries=64):
+        self.assignment = assignment
         self.max_entries = max_entries
         self.entries = {}
 
     def __call__(self, size):
-        height, width = padded_size(size, self.model.backbone)
+        height, width = padded_size(size, self.assignment.backbone)
         if (height, width) not in self.entries:
             if len(self.entries) == self.max_entries:
                 self.entries.pop(next(iter(self.entries)))
             # Convolutions and pooling of stride 2 round up, so level sizes are ceil(size / stride).
             features = [
-                torch.empty(1, 1, -(-height // s), -(-width // s), device=self.model.device)
-                for s in self.model.anchor_generator.strides
+                torch.empty(1, 1, -(-height // s), -(-width // s), device=self.assignment.device)
+                for s in self.assignment.strides
             ]
-            self.entries[height, width] = self.model.anchor_generator(features)
+            self.entries[height, width] = self.assignment.anchor_generator(features)
         return self.entries[height, width]
 
 
@@ -177,13 +178,6 @@ def _instances(mapper, image, view):
     record = {"annotations": [dict(a) for a in image.get("annotations", [])]}
     mapper._transform_annotations(record, view.transforms, view.size)
     return record["instances"]
-
-
-@torch.no_grad()
-def _labels(model, levels, instances):
-    """(R,) labels: -1 ignored, 0..K-1 foreground, K background."""
-    labels, _ = model.label_anchors(levels, [instances.to(model.device)])
-    return labels[0]
 
 
 def _per_level(mask, sizes):

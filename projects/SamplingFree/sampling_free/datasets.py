@@ -5,6 +5,7 @@ import os
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.utils.registry import locate
+from omegaconf import OmegaConf
 
 from .data.check import check_dataset, check_num_classes, require_registered
 from .errors import BadInput
@@ -32,7 +33,7 @@ def load_dataset(node, model_node=None, is_train=True):
 
     Args:
         node (DictConfig): calls Detectron2's ``get_detection_dataset_dicts`` or the like.
-        model_node (DictConfig): its ``num_classes``, if it has any, must fit the annotations;
+        model_node (DictConfig): its class count, if it has any, must fit the annotations;
             None checks nothing.
         is_train (bool): check the annotations too; evaluators read test sets on their own.
 
@@ -54,13 +55,23 @@ def load_dataset(node, model_node=None, is_train=True):
         ) from None
     except AssertionError as e:  # Detectron2's way to say that nothing is left
         raise BadInput(f"data set {label}: {e}") from None
-    if model_node is None or "num_classes" not in model_node:
+    num_classes = num_classes_of(model_node)
+    if num_classes is None:
         return dicts
     classes = MetadataCatalog.get(names[0]).get("thing_classes") if names else None
     if is_train:
-        return check_dataset(dicts, model_node.num_classes, classes, label)
-    check_num_classes(model_node.num_classes, classes, label)
+        return check_dataset(dicts, num_classes, classes, label)
+    check_num_classes(num_classes, classes, label)
     return dicts
+
+
+def num_classes_of(model_node):
+    """Classes that a model node detects, or None if it does not say so."""
+    for key in ("num_classes", "roi_heads.num_classes"):
+        found = OmegaConf.select(model_node, key) if model_node is not None else None
+        if found is not None:
+            return found
+    return None
 
 
 def test_loader(node, model_node):

@@ -183,9 +183,9 @@ class LazyTrainer(DefaultTrainer):
             **base,
             "_trainer": self._trainer.state_dict(),
             "running": {
-                name: vars(owner)[name]
-                for owner, name in self._running_numbers(model)
-                if name in vars(owner)
+                name: vars(owner)[attribute]
+                for name, owner, attribute in self._running_numbers(model)
+                if attribute in vars(owner)
             },
             "scalars": {
                 name: [list(pair) for pair in self.storage.history(name).values()[-SMOOTHED:]]
@@ -199,9 +199,9 @@ class LazyTrainer(DefaultTrainer):
     def load_state_dict(self, state_dict):
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        for owner, name in self._running_numbers(self._bare_model()):
+        for name, owner, attribute in self._running_numbers(self._bare_model()):
             if name in state_dict.get("running", {}):
-                setattr(owner, name, state_dict["running"][name])
+                setattr(owner, attribute, state_dict["running"][name])
         self._scalars = state_dict.get("scalars", {})
 
     def before_train(self):
@@ -217,11 +217,12 @@ class LazyTrainer(DefaultTrainer):
 
     @staticmethod
     def _running_numbers(model):
-        """Plain attributes that training updates: (owner, name)."""
-        yield model, "loss_normalizer"  # Detectron2's RetinaNet
-        if hasattr(model, "guide_log"):
-            yield model.guide_log, "num_batches"
-            yield model.guide_log, "num_empty"
+        """Plain attributes that training updates: name in the checkpoint, owner, attribute."""
+        yield "loss_normalizer", model, "loss_normalizer"  # Detectron2's RetinaNet
+        for name, module in model.named_modules():
+            if hasattr(module, "guide_log"):
+                for attribute in ("num_batches", "num_empty"):
+                    yield f"{name}.{attribute}".lstrip("."), module.guide_log, attribute
 
 
 def _forget_converted(name, output_dir):

@@ -7,11 +7,11 @@ import re
 from dataclasses import asdict, dataclass, field
 
 import detectron2.data.transforms as T
-import numpy as np
 from detectron2.data import MetadataCatalog
 from omegaconf import ListConfig
 from tabulate import tabulate
 
+from .assignment import assignment_of
 from .counting import NUM_PASSES, boxes_only, count_anchors
 from .errors import BadInput
 from .prior import optimal_prior, prior_to_bias, start_loss
@@ -149,21 +149,21 @@ def estimate_from_counts(counts, model, dataset_dicts, mapper, names=()):
     if counts.foreground.sum() == 0:
         raise BadInput(
             f"{_join(names)}: no anchor is foreground in {counts.num_images} images; check the "
-            "annotations, the input size and model.anchor_generator.sizes"
+            "annotations, the input size and the anchors' sizes"
         )
+    assignment = assignment_of(model)
+    class_names = assignment.class_names or _class_names(names, assignment.num_classes)
     return PriorEstimate(
         num_valid=float(counts.valid.sum()),
         num_foreground=float(counts.foreground.sum()),
-        num_classes=model.num_classes,
+        num_classes=assignment.num_classes,
         num_images=counts.num_images,
         num_empty_images=counts.num_empty_images,
         per_level=[
             {"stride": s, "valid": float(v), "foreground": float(f)}
             for s, v, f in zip(counts.strides, counts.valid, counts.foreground)
         ],
-        per_class=dict(
-            zip(_class_names(names, model.num_classes), counts.foreground_per_class.tolist())
-        ),
+        per_class=dict(zip(class_names, counts.foreground_per_class.tolist())),
         depends_on=dependencies(model, dataset_dicts, mapper, names),
     )
 
@@ -186,23 +186,14 @@ def dependencies(model, dataset_dicts, mapper, names=()):
             digest.update(repr(key).encode())
             if mapper.recompute_boxes:
                 digest.update(repr(a.get("segmentation")).encode())
-    generator, matcher = model.anchor_generator, model.anchor_matcher
     return {
         "data set": _join(names),
         "number of images": len(dataset_dicts),
         "digest of sizes and boxes": digest.hexdigest()[:16],
-        "number of classes": model.num_classes,
         "augmentations": [_describe(a) for a in augmentations],
         "passes": NUM_PASSES if sampled_names(augmentations) else 1,
         "boxes from masks": bool(mapper.recompute_boxes),
-        "size divisibility": model.backbone.size_divisibility,
-        "padding": dict(getattr(model.backbone, "padding_constraints", None) or {}),
-        "anchors": [np.round(x.cpu().numpy(), 3).tolist() for x in generator.cell_anchors],
-        "strides": [int(s) for s in generator.strides],
-        "anchor offset": float(generator.offset),
-        "matcher thresholds": [float(x) for x in matcher.thresholds[1:-1]],
-        "matcher labels": [int(x) for x in matcher.labels],
-        "low quality matches": bool(matcher.allow_low_quality_matches),
+        **assignment_of(model).settings(),
     }
 
 

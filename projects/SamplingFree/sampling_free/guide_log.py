@@ -20,40 +20,47 @@ class GuideLog:
     WARN_ABOVE = 0.2
     WARN_AFTER = 50  # batches: fewer say little about a fifth
 
-    def __init__(self):
+    def __init__(self, name=""):
+        """Args: name (str): of the head, where a detector has several, such as "rpn"."""
+        self.prefix = f"guide/{name}/" if name else "guide/"
         self.num_batches = 0
         self.num_empty = 0
         self.warned = False
 
-    def write(self, losses, storage, num_images):
+    def write(self, losses, storage, scalars):
         """
         Args:
             losses (GuidedLosses):
-            storage (EventStorage): gets guide/r, guide/loss_cls_raw, guide/empty_batches (a
-                running count) and num_pos_anchors (per image, as Detectron2 logs it).
-            num_images (int): images of this process.
+            storage (EventStorage): gets guide/r, guide/loss_cls_raw and guide/empty_batches (a
+                running count), with the head's name after guide/.
+            scalars (dict[str, Tensor]): written besides, under their own names.
         """
-        numbers = losses.ratio, losses.loss_cls_raw, losses.num_foreground
-        ratio, loss_cls_raw, num_foreground = torch.stack(
+        numbers = losses.ratio, losses.loss_cls_raw, losses.num_foreground, *scalars.values()
+        ratio, loss_cls_raw, num_foreground, *values = torch.stack(
             [x.double() for x in numbers]
         ).tolist()  # one synchronisation with the GPU
         self.num_batches += 1
         self.num_empty += num_foreground == 0
         storage.put_scalars(
             **{
-                "guide/r": ratio,
-                "guide/loss_cls_raw": loss_cls_raw,
-                "num_pos_anchors": num_foreground / (num_images * num_processes()),
+                f"{self.prefix}r": ratio,
+                f"{self.prefix}loss_cls_raw": loss_cls_raw,
+                **dict(zip(scalars, values)),
             }
         )
         # A running count: the writers' median would halve it.
-        storage.put_scalar("guide/empty_batches", self.num_empty, smoothing_hint=False)
+        storage.put_scalar(f"{self.prefix}empty_batches", self.num_empty, smoothing_hint=False)
         if self.num_batches >= self.WARN_AFTER and not self.warned:
             share = self.num_empty / self.num_batches
             if share > self.WARN_ABOVE:
                 self.warned = True
                 logger.warning(
-                    f"{share:.0%} of {self.num_batches} batches had no foreground sample and "
-                    "taught nothing: use larger batches, or filter_empty=True in "
-                    "dataloader.train.dataset"
+                    f"{self.prefix}empty_batches: {share:.0%} of {self.num_batches} batches had "
+                    "no foreground sample and taught nothing: use larger batches, or "
+                    "filter_empty=True in dataloader.train.dataset"
                 )
+
+
+def per_image(num, num_images):
+    """A count over all processes as a mean over the images of all processes."""
+    return num / (num_images * num_processes())

@@ -41,7 +41,7 @@ class GuidedLosses(NamedTuple):
 
     Attributes:
         loss_cls: this process' classification loss, scaled by r; to be differentiated.
-        loss_loc: this process' localisation loss; to be differentiated.
+        loss_loc: this process' localisation loss, or a tuple of several; to be differentiated.
         ratio: r, without gradient, equal on all processes.
         loss_cls_raw: the classification loss before scaling, without gradient, over all processes.
         num_foreground: foreground samples of all processes.
@@ -54,46 +54,57 @@ class GuidedLosses(NamedTuple):
     num_foreground: Tensor
 
 
-def guided_losses(sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.0):
-    """Normalises both losses by the foreground samples of *all* processes and applies the guide.
+def guided_losses(
+    sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.0, loc_normalizers=None
+):
+    """Normalises the losses by the foreground samples of *all* processes and applies the guide.
 
-    Without a foreground sample on any process both losses are exact zeros that stay connected to
+    Without a foreground sample on any process all losses are exact zeros that stay connected to
     the graph, so that DistributedDataParallel finds a gradient for every parameter. A process
     without one in a batch that has some elsewhere contributes its background as usual.
 
     Args:
         sum_cls (Tensor): classification loss summed over this process' samples, scalar.
-        sum_loc (Tensor): localisation loss summed over this process' foreground, scalar.
+        sum_loc (Tensor or tuple[Tensor]): localisation loss summed over this process' foreground,
+            scalar; of several (box and centerness, say) the mean is the guide.
         num_foreground (Tensor): N_f of this process' batch, scalar.
         guide (str or float): "iteration", the paper's r; or a constant that stands in for it
             (1.0 leaves the classification loss as it is).
         weight (float): w, used by "iteration".
+        loc_normalizers (tuple[Tensor]): what each localisation loss is divided by, summed over
+            the processes, in place of N_f.
 
     Returns:
         GuidedLosses
     """
+    sums_loc = (sum_loc,) if isinstance(sum_loc, Tensor) else tuple(sum_loc)
+    normalizers = loc_normalizers or (num_foreground,) * len(sums_loc)
     # One reduction of the sums, not of r: a mean of ratios is no ratio of means. In float64, as
     # half precision does not hold the count.
-    sums = sum_cls.detach(), sum_loc.detach(), num_foreground
-    totals = torch.stack([x.double() for x in sums])
+    sums = sum_cls, num_foreground, *sums_loc, *normalizers
+    totals = torch.stack([x.detach().double() for x in sums])
     world_size = num_processes()
     if world_size > 1:
         dist.all_reduce(totals)
-    total_cls, total_loc, total_foreground = totals
+    total_cls, total_foreground = totals[:2]
+    totals_loc, total_normalizers = totals[2:].chunk(2)
+    num_or_1 = total_foreground.clamp(min=1)
+    normalizers_or_1 = total_normalizers.masked_fill(total_normalizers <= 0, 1)
 
     if guide == "iteration":
+        # L_loc times N_f, as L_cls is: both without their common divisor.
+        total_loc = (totals_loc * (num_or_1 / normalizers_or_1)).mean()
         ratio = guide_ratio(total_cls, total_loc, weight)
     else:
         ratio = torch.full_like(total_cls, float(guide)).float()
-    has_foreground = total_foreground > 0
-    ratio = torch.where(has_foreground, ratio, torch.zeros_like(ratio))
+    ratio = torch.where(total_foreground > 0, ratio, torch.zeros_like(ratio))
     # DistributedDataParallel averages the gradients over processes, hence the factor.
-    scale = world_size / total_foreground.clamp(min=1)
+    losses_loc = tuple(x * (world_size / n).to(x.dtype) for x, n in zip(sums_loc, normalizers_or_1))
     return GuidedLosses(
-        loss_cls=sum_cls * (ratio * scale).to(sum_cls.dtype),
-        loss_loc=sum_loc * scale.to(sum_loc.dtype),
+        loss_cls=sum_cls * (ratio * (world_size / num_or_1)).to(sum_cls.dtype),
+        loss_loc=losses_loc[0] if isinstance(sum_loc, Tensor) else losses_loc,
         ratio=ratio,
-        loss_cls_raw=total_cls / total_foreground.clamp(min=1),
+        loss_cls_raw=total_cls / num_or_1,
         num_foreground=total_foreground,
     )
 

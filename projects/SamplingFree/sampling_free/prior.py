@@ -63,6 +63,30 @@ def bias_to_prior(bias):
     return 1 / (1 + e) if bias >= 0 else e / (1 + e)
 
 
+def softmax_prior_to_bias(prior, num_classes):
+    """The analogue for a softmax over C classes and background, of which the paper says nothing.
+
+    With equal weights and foreground biases of 0 the background's bias is
+    b_bg - b_fg = log((1 - C * pi) / pi).
+
+    Args:
+        prior (float): start score of each class, in (0, 1 / C).
+        num_classes (int): C >= 1.
+
+    Returns:
+        float: b_bg - b_fg.
+
+    Raises:
+        ValueError: if ``prior`` is outside (0, 1 / C).
+    """
+    if not 0 < prior < 1 / num_classes:
+        raise ValueError(
+            f"the prior of a softmax over {num_classes} classes and background is in "
+            f"(0, 1/{num_classes}), got {prior}"
+        )
+    return math.log1p(-num_classes * prior) - math.log(prior)
+
+
 def start_loss(prior, num_foreground, num_valid, num_classes):
     """Classification loss per foreground sample when every score equals ``prior``.
 

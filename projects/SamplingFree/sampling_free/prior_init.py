@@ -8,14 +8,18 @@ import operator
 import os
 from dataclasses import asdict
 
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .counting import count_anchors
-from .detectors.bias import AUTO, PriorBias
+from .detectors.bias import AUTO, PriorBias, SoftmaxPriorBias
 from .errors import BadInput
 from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
 from .loader import ReadOrName
+from .prior import prior_to_bias
 from .views import seeded
 
 logger = logging.getLogger(__name__)
@@ -26,18 +30,21 @@ NUM_SCORED = 4  # images on which a loaded head is compared with the prior
 class PriorInit(HookBase):
     """Sets the classifier bias of a sampling-free detector from its training set.
 
-    Works with any Detectron2 trainer; does nothing for a model without a prior. At iteration 0
+    Works with any Detectron2 trainer; does nothing for a model without a prior. ``PriorInit(cfg)``
+    takes all it needs from a CfgNode. At iteration 0
 
     * a prior that the config gives as a number wins; "auto" is measured, each process counting
       its share of the images, then added up by the main one, logged, written to ``prior.json``
       and sent to the others, who get the same bits;
     * a head that no checkpoint filled gets the bias; a head that was loaded keeps its own, with a
-      line that compares the two, unless ``reset_prior``.
+      line that compares the two, unless ``reset_prior``; head by head: the RPN and each box
+      predictor of an R-CNN.
 
     A resumed run takes the prior from its checkpoint and measures nothing; for that the hook has
     to be registered before the checkpoint is loaded.
     """
 
+    @configurable
     def __init__(
         self, dataset_dicts, mapper, names=(), *, output_dir="", prior_file="", reset_prior=False
     ):
@@ -58,6 +65,23 @@ class PriorInit(HookBase):
         self.reset_prior = reset_prior
         self.state = {}
 
+    @classmethod
+    def from_config(cls, cfg):
+        names = list(cfg.DATASETS.TRAIN)
+        dicts = get_detection_dataset_dicts(
+            names,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            if cfg.MODEL.KEYPOINT_ON
+            else 0,
+        )
+        return {
+            "dataset_dicts": dicts,
+            "mapper": DatasetMapper(cfg, is_train=True),
+            "names": names,
+            "output_dir": cfg.OUTPUT_DIR,
+        }
+
     def state_dict(self):
         """{"prior": float, "estimate": dict or None}, or {} before training."""
         return self.state
@@ -68,46 +92,65 @@ class PriorInit(HookBase):
     def before_train(self):
         model = self.trainer.model
         model = getattr(model, "module", model)
-        if isinstance(model, PriorBias):
+        heads = {n: m for n, m in model.named_modules() if isinstance(m, PriorBias)}
+        for name, head in heads.items():  # at most one: a dense detector or the RPN
             if self.trainer.start_iter > 0:
-                self._restore(model)
+                self._restore(head)
             else:
-                self._start(model)
+                self._start(model, name, head)
+        if self.trainer.start_iter == 0:
+            for name, head in model.named_modules():
+                if isinstance(head, SoftmaxPriorBias):
+                    self._start_softmax(name, head)
         self.dataset_dicts = None  # not needed any more, and large
 
-    def _start(self, model):
+    def _start(self, model, name, head):
         estimate = None
-        if model.prior == AUTO:
+        if head.prior == AUTO:
             estimate = self._estimate(model)
             logger.info("Prior of the training set:\n" + estimate.table())
         else:
-            logger.info(f"Prior {model.prior:.4e} from the config; nothing measured.")
-        prior = estimate.prior if estimate else model.prior
-        self._set_bias(model, prior)
+            logger.info(f"Prior {head.prior:.4e} from the config; nothing measured.")
+        prior = estimate.prior if estimate else head.prior
+        self._set_bias(model, name, head, prior)
         self.state = {"prior": prior, "estimate": asdict(estimate) if estimate else None}
 
-    def _restore(self, model):
+    def _restore(self, head):
         if "prior" in self.state:
-            model.prior = self.state["prior"]
-        elif model.prior == AUTO:
+            head.prior = self.state["prior"]
+        elif head.prior == AUTO:
             raise BadInput(
                 "no prior came with the checkpoint to resume from: register PriorInit before it is "
                 "loaded; if it is of another run, start anew with train.init_checkpoint set to it"
             )
 
-    def _set_bias(self, model, prior):
-        if model.head_was_loaded and not self.reset_prior:
-            score = f"{self._mean_score(model):.3e}"
+    def _set_bias(self, model, name, head, prior):
+        where = f"{name}.{head.classifier_bias_name}".lstrip(".")
+        if head.head_was_loaded and not self.reset_prior:
+            score = f"{self._mean_score(model, head):.3e}"
             logger.info(
-                "The classification head came with the checkpoint and keeps its bias: its mean "
-                f"score is {score}, the prior is {prior:.3e}; train.reset_prior=True sets it."
+                f"{where} came with the checkpoint and stays: the head's mean score is {score}, "
+                f"the prior is {prior:.3e}; train.reset_prior=True sets it."
             )
-            model.prior = prior
+            head.prior = prior
         else:
-            model.set_prior(prior)
+            head.set_prior(prior)
+            logger.info(f"{where} is set to {prior_to_bias(prior):.4f}, the prior's.")
 
-    def _mean_score(self, model):
-        """Over the first images that can be read."""
+    def _start_softmax(self, name, head):
+        where = f"{name}.{head.classifier_bias_name}"
+        if head.head_was_loaded and not self.reset_prior:
+            logger.info(f"{where} came with the checkpoint and stays.")
+            return
+        head.reset_bias()
+        if head.softmax_prior is None:
+            logger.info(f"{where} is left as it is: a softmax needs no prior.")
+        else:
+            logger.info(f"{where} is set for a start score of {head.softmax_prior:.4e} a class.")
+
+    @torch.no_grad()
+    def _mean_score(self, model, head):
+        """Over all anchors and classes on the first images that can be read."""
         images, read = [], ReadOrName(self.mapper)
         with seeded(0):
             for record in self.dataset_dicts:
@@ -115,7 +158,13 @@ class PriorInit(HookBase):
                     images.append(read(record))
                 if len(images) == NUM_SCORED:
                     break
-        return model.mean_score(images) if images else math.nan
+        if not images:
+            return math.nan
+        was_training = model.training
+        model.eval()
+        logits = head.class_logits(model.backbone(model.preprocess_image(images).tensor))
+        model.train(was_training)
+        return torch.cat([x.flatten() for x in logits]).double().sigmoid().mean().item()
 
     def _estimate(self, model):
         """Every process counts its share; the sum of the main one reaches all, or an error."""

@@ -10,8 +10,9 @@ from .errors import BadInput
 
 # How the keys of Detectron2's metrics.json end or begin; several detectors have several of a kind
 # (an RPN and a RoI head, cascade stages), a detector without the guide has no raw loss and no r.
-RAW_LOSS, BOX_LOSS, RATIO = "loss_cls_raw", ("loss_box_reg", "loss_rpn_loc"), "r"
-PLAIN_LOSS = ("loss_cls", "loss_rpn_cls")
+RAW_LOSS, RATIO = "loss_cls_raw", "r"
+BOX_LOSS = ("loss_box_reg", "loss_rpn_loc", "loss_fcos_loc")
+PLAIN_LOSS = ("loss_cls", "loss_rpn_cls", "loss_fcos_cls")
 
 
 def read_metrics(metrics_json):
@@ -70,7 +71,7 @@ def plot_training(metrics_json, output_png):
     raw = [k for k in keys if k.endswith(RAW_LOSS)]
     plain = [] if raw else [k for k in keys if k.startswith(PLAIN_LOSS)]
     box = [k for k in keys if k.startswith(BOX_LOSS)]
-    ratios = [k for k in keys if k.startswith("guide/") and k.split("/")[-1] == RATIO]
+    ratios = [k for k in keys if "guide" in k.split("/") and k.split("/")[-1] == RATIO]
     if not raw + plain + box:
         raise BadInput(
             f"{os.fspath(metrics_json)}: holds no classification or box loss (keys: "
@@ -88,7 +89,7 @@ def plot_training(metrics_json, output_png):
         for n, (key, name) in enumerate(curves):
             points = [(i, v[key]) for i, v in metrics.items() if v.get(key) is not None]
             same = sum(name == other for _, other in curves)
-            text = name if same == 1 else f"{name} ({key.removeprefix('guide/')})"
+            text = name if same == 1 else f"{name} ({key.replace('guide/', '')})"
             color = f"C{n if label == 'loss' else n + len(named)}"
             axes.plot(*zip(*points), color=color, label=text, lw=1.5)
         axes.set_yscale("log")

@@ -1,53 +1,86 @@
-"""What every sampling-free detector knows about its prior; mixed into Detectron2's classes."""
-
-import logging
+"""What every sampling-free head knows about its bias; mixed into Detectron2's classes."""
 
 import torch
 
 from ..errors import BadInput
-from ..prior import prior_to_bias
-
-logger = logging.getLogger(__name__)
+from ..prior import prior_to_bias, softmax_prior_to_bias
 
 AUTO = "auto"
+ITERATION = "iteration"
 
 
-class PriorBias:
-    """Mixin: the prior of a detector and the classifier bias that belongs to it.
+class ClassifierBias:
+    """Mixin: where the bias of the classification layer is, and whether a checkpoint filled it.
 
-    A subclass says by :attr:`classifier_bias_name` where the bias is, and calls
-    :meth:`init_prior` at the end of its constructor. No parameter or buffer is added, so the
-    ``state_dict`` keeps Detectron2's keys; the prior travels as an entry of the checkpoint, see
-    :class:`sampling_free.prior_init.PriorInit`.
+    No parameter or buffer is added, so the ``state_dict`` keeps Detectron2's keys.
 
     Attributes:
-        prior (float or "auto"): "auto" until it has been measured.
+        classifier_bias_name (str): of the parameter, within this module.
         head_was_loaded (bool): whether the last ``load_state_dict`` filled the bias.
     """
 
     classifier_bias_name = None
-
-    def init_prior(self, prior):
-        """Sets up the attributes, and the hook that notes what a checkpoint fills.
-
-        Args:
-            prior (float or "auto"): a number in (0, 1) sets the bias at once.
-        """
-        self.prior = AUTO
-        self.head_was_loaded = False
-        self.register_load_state_dict_post_hook(_note_whether_head_was_loaded)
-        if prior != AUTO:
-            try:
-                self.set_prior(float(prior))
-            except (TypeError, ValueError):
-                raise BadInput(
-                    f"model.prior={prior!r} is neither 'auto' nor a number in (0, 1)"
-                ) from None
+    head_was_loaded = False
 
     @property
     def classifier_bias(self):
-        """The bias parameter of the classification layer, (A * K,)."""
-        return self.get_parameter(self.classifier_bias_name)
+        """The bias parameter of the classification layer.
+
+        Raises:
+            BadInput: if the head has none.
+        """
+        try:
+            bias = self.get_parameter(self.classifier_bias_name)
+        except AttributeError:
+            bias = None
+        if bias is None:
+            path, _, layer = self.classifier_bias_name.rpartition(".")[0].rpartition(".")
+            head = self.get_submodule(path)
+            raise BadInput(
+                f"{type(self).__name__}: {type(head).__name__} has no parameter {layer}.bias, "
+                "which the prior has to set; give that layer a bias"
+            )
+        return bias
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # A layer of another class count is missing here too: Detectron2's checkpointer removes
+        # what has another shape first.
+        self.head_was_loaded = prefix + self.classifier_bias_name in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class PriorBias(ClassifierBias):
+    """Mixin of a dense head: its prior and the bias that belongs to it.
+
+    A subclass calls :meth:`init_prior` at the end of its constructor. The prior travels as an
+    entry of the checkpoint, see :class:`sampling_free.prior_init.PriorInit`.
+
+    Attributes:
+        prior (float or "auto"): "auto" until it has been measured.
+        prior_key (str): where a config has it.
+    """
+
+    prior_key = "model.prior"
+
+    def init_prior(self, prior):
+        """Sets up the prior.
+
+        Args:
+            prior (float or "auto"): a number in (0, 1) sets the bias at once.
+
+        Raises:
+            BadInput: for another prior, or a head without bias.
+        """
+        self.prior = AUTO
+        if prior == AUTO:
+            _ = self.classifier_bias  # must be there
+            return
+        try:
+            self.set_prior(float(prior))
+        except (TypeError, ValueError):
+            raise BadInput(
+                f"{self.prior_key}={prior!r} is neither 'auto' nor a number in (0, 1)"
+            ) from None
 
     @torch.no_grad()
     def set_prior(self, prior):
@@ -59,36 +92,57 @@ class PriorBias:
         self.classifier_bias.fill_(prior_to_bias(prior))
         self.prior = prior
 
-    @torch.no_grad()
-    def mean_score(self, batched_inputs):
-        """Mean score over all anchors and classes.
-
+    def class_logits(self, features):
+        """
         Args:
-            batched_inputs (list[dict]): as the model takes them.
+            features (dict[str, Tensor]): of the backbone.
 
         Returns:
-            float: in [0, 1].
+            list[Tensor]: classification logits of each level.
         """
-        was_training = self.training
-        self.eval()
-        features = self.backbone(self.preprocess_image(batched_inputs).tensor)
-        logits = self.head([features[f] for f in self.head_in_features])[0]
-        self.train(was_training)
-        scores = torch.cat([x.flatten() for x in logits]).double().sigmoid()
-        return scores.mean().item()
+        return self.head([features[f] for f in self.head_in_features])[0]
 
     def require_prior(self):
         """Raises BadInput if the prior is still to be measured."""
         if self.prior == AUTO:
             raise BadInput(
-                "model.prior is still 'auto': train with train_net.py, or register the hook "
-                "sampling_free.PriorInit with your trainer, or set model.prior to the number that "
-                "tools/estimate_prior.py prints"
+                f"{self.prior_key} is still 'auto': train with train_net.py, or register the hook "
+                f"sampling_free.PriorInit with your trainer, or set {self.prior_key} to the number "
+                "that tools/estimate_prior.py prints"
             )
 
 
-def _note_whether_head_was_loaded(model, incompatible_keys):
-    # A layer of another class count is missing here too: Detectron2's checkpointer removes what
-    # has another shape first. A wrapper puts a prefix before the name.
-    missing = incompatible_keys.missing_keys
-    model.head_was_loaded = not any(k.endswith(model.classifier_bias_name) for k in missing)
+class SoftmaxPriorBias(ClassifierBias):
+    """Mixin of a softmax head over ``num_classes`` and background, the last.
+
+    Attributes:
+        softmax_prior (float or None): start score of each class; None leaves the bias alone, as
+            the paper does.
+    """
+
+    def init_softmax_prior(self, prior):
+        """Args: prior (float or None): in (0, 1 / num_classes); sets the bias at once."""
+        self.softmax_prior = prior
+        self.reset_bias()
+
+    @torch.no_grad()
+    def reset_bias(self):
+        """The bias of a fresh head."""
+        if self.softmax_prior is None:
+            return
+        try:
+            difference = softmax_prior_to_bias(float(self.softmax_prior), self.num_classes)
+        except (TypeError, ValueError) as e:
+            raise BadInput(
+                f"softmax_prior={self.softmax_prior!r}: {e}; None leaves it off"
+            ) from None
+        self.classifier_bias.zero_()
+        self.classifier_bias[-1] = difference
+
+
+def prior_and_guide(node):
+    """Constructor arguments from a ``MODEL.SAMPLING_FREE`` node (CfgNode)."""
+    return {
+        "prior": AUTO if node.PRIOR is None else node.PRIOR,
+        "guide": ITERATION if node.GUIDE is None else node.GUIDE,
+    }

@@ -6,16 +6,19 @@ Only ``losses`` differs from Detectron2's class; parameters, assignment and infe
 """
 
 import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import get_event_storage
 
 from ..classification_loss import sigmoid_bce_all
-from ..guide_log import GuideLog
+from ..guide_log import GuideLog, per_image
 from ..guided_loss import check_guide, guided_losses
-from .bias import PriorBias
+from .bias import PriorBias, prior_and_guide
 
 
+@META_ARCH_REGISTRY.register()
 class SamplingFreeRetinaNet(PriorBias, RetinaNet):
     """Detectron2's RetinaNet, trained as arXiv 1909.04868 has it.
 
@@ -25,6 +28,7 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
 
     classifier_bias_name = "head.cls_score.bias"
 
+    @configurable
     def __init__(self, *, prior="auto", guide="iteration", box_reg_loss_weight=1.0, **kwargs):
         """
         Args:
@@ -43,6 +47,15 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
         self.box_reg_loss_weight = box_reg_loss_weight
         self.guide_log = GuideLog()
         self.init_prior(prior)
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.SAMPLING_FREE
+        return {
+            **super().from_config(cfg),
+            **prior_and_guide(node),
+            "box_reg_loss_weight": node.BOX_REG_LOSS_WEIGHT,
+        }
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """
@@ -75,5 +88,6 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
             smooth_l1_beta=self.smooth_l1_beta,
         )
         losses = guided_losses(sum_cls, sum_box, foreground.sum(), self.guide)
-        self.guide_log.write(losses, get_event_storage(), num_images=len(gt_labels))
+        scalars = {"num_pos_anchors": per_image(losses.num_foreground, len(gt_labels))}
+        self.guide_log.write(losses, get_event_storage(), scalars)
         return {"loss_cls": losses.loss_cls, "loss_box_reg": losses.loss_loc}

@@ -1,0 +1,208 @@
+"""RoI heads without sampling: every proposal takes part, guided cross entropy with w = 2.
+
+    R proposals of all images of the batch   K classes, K is the background
+
+After NMS about 1000 proposals an image, plus the ground truth, about one in ten of them foreground.
+Detectron2's ``ROIHeads`` label the proposals, its ``FastRCNNOutputLayers`` compute the losses as
+means over R; here both are means over the foreground.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    StandardROIHeads,
+    select_foreground_proposals,
+)
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..errors import BadInput
+from ..guide_log import GuideLog
+from ..guided_loss import check_guide, guided_losses
+from .bias import SoftmaxPriorBias, prior_and_guide
+
+GUIDE_WEIGHT = 2.0  # w of the paper for the RoI head
+
+
+class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
+    """Detectron2's box predictor with guided cross entropy over every proposal that it is given.
+
+    ``loss_weight`` acts before the guide: the box loss' weight scales both losses, that of the
+    classification loss nothing, unless ``guide`` is a constant. The authors' code has the mean
+    over the four coordinates: {"loss_box_reg": 0.25}.
+    """
+
+    classifier_bias_name = "cls_score.bias"
+
+    @configurable
+    def __init__(self, input_shape, *, guide="iteration", softmax_prior=None, **kwargs):
+        """
+        Args:
+            input_shape (ShapeSpec): as in Detectron2's ``FastRCNNOutputLayers``.
+            guide (str or float): as in ``SamplingFreeRetinaNet``.
+            softmax_prior (float or None): start score of each class, in (0, 1 / K), set by the
+                background's bias. The authors leave it off: about one proposal in ten is
+                foreground, so that there is little to repair.
+            kwargs: as in Detectron2's ``FastRCNNOutputLayers``.
+        """
+        super().__init__(input_shape, **kwargs)
+        if softmax_prior is not None and getattr(self, "use_sigmoid_ce", False):
+            raise BadInput(f"softmax_prior={softmax_prior}: this head has use_sigmoid_ce=True")
+        self.guide = check_guide(guide)
+        self.guide_log = GuideLog("roi")
+        self.init_softmax_prior(softmax_prior)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        node = cfg.MODEL.SAMPLING_FREE
+        return {
+            **super().from_config(cfg, input_shape),
+            "guide": prior_and_guide(node)["guide"],
+            "softmax_prior": node.SOFTMAX_PRIOR,
+        }
+
+    def losses(self, predictions, proposals):
+        """
+        Args:
+            predictions (tuple[Tensor]): logits (R, K+1) and box deltas (R, 4) or (R, 4K).
+            proposals (list[Instances]): labelled, all of them, as ``ROIHeads`` does it.
+
+        Returns:
+            dict[str, Tensor]: "loss_cls", scaled by the guide and by design twice as large as
+            "loss_box_reg". The event storage gets "guide/roi/r" and "guide/roi/loss_cls_raw".
+        """
+        means = super().losses(predictions, proposals)
+        labels = cat([p.gt_classes for p in proposals], dim=0)  # (R,)
+        losses = guided_losses(
+            means["loss_cls"] * len(labels),
+            means["loss_box_reg"] * len(labels),
+            ((labels >= 0) & (labels < self.num_classes)).sum(),
+            self.guide,
+            GUIDE_WEIGHT,
+        )
+        self.guide_log.write(losses, get_event_storage(), {})
+        return {**means, "loss_cls": losses.loss_cls, "loss_box_reg": losses.loss_loc}
+
+
+class EveryProposal:
+    """Mixin for Detectron2's ``ROIHeads``: no proposal is dropped, except the ignored."""
+
+    def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
+        """
+        Args:
+            matched_idxs (Tensor): (Ri,) the best object of each proposal of an image.
+            matched_labels (Tensor): (Ri,) -1 ignored, 0 background, 1 foreground.
+            gt_classes (Tensor): of the objects.
+
+        Returns:
+            tuple[Tensor, Tensor]: indices of the proposals, and their classes in 0..K.
+        """
+        labels = torch.full_like(matched_idxs, self.num_classes)
+        if len(gt_classes) > 0:
+            labels = torch.where(matched_labels == 1, gt_classes[matched_idxs], labels)
+        indices = (matched_labels >= 0).nonzero().squeeze(1)
+        return indices, labels[indices]
+
+
+@ROI_HEADS_REGISTRY.register()
+class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
+    """Detectron2's ``StandardROIHeads`` (box, mask, keypoint), trained on every proposal.
+
+    ``batch_size_per_image`` and ``positive_fraction`` are accepted, as every config has them, and
+    unused. The numbers of foreground and background proposals are logged by Detectron2.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        max_mask_positives=None,
+        batch_size_per_image=None,
+        positive_fraction=None,
+        **kwargs,
+    ):
+        """
+        Args:
+            max_mask_positives (int or None): at most so many foreground proposals of an image,
+                drawn at random, are given to the mask head; None gives it all. Sampling in
+                Detectron2's default recipe leaves 128.
+            kwargs: as in Detectron2's class; each box predictor is a
+                ``SamplingFreeFastRCNNOutputLayers``.
+        """
+        super().__init__(
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=positive_fraction,
+            **kwargs,
+        )
+        if max_mask_positives is not None and max_mask_positives < 1:
+            raise BadInput(
+                f"roi_heads.max_mask_positives={max_mask_positives}: give 1 or more, or None"
+            )
+        self.max_mask_positives = max_mask_positives
+        require_guided(self)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        ret["max_mask_positives"] = cfg.MODEL.SAMPLING_FREE.MAX_MASK_POSITIVES
+        return ret
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        shape = ret["box_head"].output_shape
+        return {**ret, "box_predictor": SamplingFreeFastRCNNOutputLayers(cfg, shape)}
+
+    def _forward_mask(self, features, instances):
+        if self.training and self.mask_on and self.max_mask_positives is not None:
+            foreground, _ = select_foreground_proposals(instances, self.num_classes)
+            instances = [_at_most(x, self.max_mask_positives) for x in foreground]
+        return super()._forward_mask(features, instances)
+
+
+@ROI_HEADS_REGISTRY.register()
+class SamplingFreeRes5ROIHeads(EveryProposal, Res5ROIHeads):
+    """Detectron2's ``Res5ROIHeads`` ("C4"), trained on every proposal.
+
+    Each proposal passes through a stage of the ResNet here, so keeping some 2000 of them costs
+    several times the memory and time of 512; ``post_nms_topk`` of the RPN says how many.
+    """
+
+    @configurable
+    def __init__(self, *, batch_size_per_image=None, positive_fraction=None, **kwargs):
+        super().__init__(
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=positive_fraction,
+            **kwargs,
+        )
+        require_guided(self)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        channels = ret["box_predictor"].cls_score.in_features
+        shape = ShapeSpec(channels=channels, height=1, width=1)
+        return {**ret, "box_predictor": SamplingFreeFastRCNNOutputLayers(cfg, shape)}
+
+
+def require_guided(roi_heads):
+    """Raises BadInput for RoI heads with a box predictor that does not guide its loss."""
+    predictors = roi_heads.box_predictor
+    for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
+        if not isinstance(predictor, SamplingFreeFastRCNNOutputLayers):
+            raise BadInput(
+                f"{type(roi_heads).__name__}: its box predictor is {type(predictor).__name__}; "
+                "without sampling it has to be SamplingFreeFastRCNNOutputLayers, see "
+                "sampling_free.convert"
+            )
+
+
+def _at_most(instances, num):
+    """``num`` of the instances at random, or all if they are no more."""
+    if len(instances) <= num:
+        return instances
+    return instances[torch.randperm(len(instances), device=instances.gt_classes.device)[:num]]

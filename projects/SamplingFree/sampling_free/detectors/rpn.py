@@ -1,0 +1,117 @@
+"""The RPN without sampling: every anchor that the matcher does not ignore takes part.
+
+    N images   R anchors of all levels
+
+Objectness has one class (C = 1) and a prior of its own. Both losses are means over the foreground
+anchors; Detectron2 divides by the number of sampled ones, which there are none of. Parameters,
+assignment and proposals are Detectron2's own.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.utils.events import get_event_storage
+
+from ..classification_loss import sigmoid_bce_all
+from ..guide_log import GuideLog, per_image
+from ..guided_loss import check_guide, guided_losses
+from .bias import PriorBias, prior_and_guide
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class SamplingFreeRPN(PriorBias, RPN):
+    """Detectron2's RPN, trained as arXiv 1909.04868 has it.
+
+    ``batch_size_per_image`` and ``positive_fraction`` are accepted, as every RPN config has them,
+    and unused. ``loss_weight`` acts before the guide: the box loss' weight scales both losses,
+    that of the classification loss nothing, unless ``guide`` is a constant. The authors' code
+    has half the mean over the four coordinates: {"loss_rpn_loc": 0.125}.
+    """
+
+    classifier_bias_name = "rpn_head.objectness_logits.bias"
+    prior_key = "model.proposal_generator.prior"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        prior="auto",
+        guide="iteration",
+        batch_size_per_image=None,
+        positive_fraction=None,
+        **kwargs,
+    ):
+        """
+        Args:
+            prior, guide: as in ``SamplingFreeRetinaNet``.
+            kwargs: as in Detectron2's ``RPN``.
+        """
+        super().__init__(
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=positive_fraction,
+            **kwargs,
+        )
+        self.guide = check_guide(guide)
+        self.guide_log = GuideLog("rpn")
+        self.init_prior(prior)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {
+            **super().from_config(cfg, input_shape),
+            **prior_and_guide(cfg.MODEL.SAMPLING_FREE),
+        }
+
+    def class_logits(self, features):
+        return self.rpn_head([features[f] for f in self.in_features])[0]
+
+    def _subsample_labels(self, label):
+        return label
+
+    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """
+        Args:
+            anchors (list[Boxes]): one for each level.
+            pred_objectness_logits (list[Tensor]): for each level (N, Hi*Wi*A).
+            gt_labels (list[Tensor]): N times (R,): -1 ignored, 0 background, 1 foreground.
+            pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, 4).
+            gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
+
+        Returns:
+            dict[str, Tensor]: "loss_rpn_cls", scaled by the guide and by design as large as
+            "loss_rpn_loc". The event storage gets "guide/rpn/r" and "guide/rpn/loss_cls_raw".
+        """
+        self.require_prior()
+        gt_labels = torch.stack(gt_labels)  # (N, R)
+        foreground = gt_labels == 1
+        # One class, 0, and background, 1.
+        labels = torch.where(gt_labels < 0, gt_labels, 1 - gt_labels)
+        labels_of_levels = labels.split([x.shape[1] for x in pred_objectness_logits], dim=1)
+        sum_cls = sum(
+            sigmoid_bce_all(logits.unsqueeze(2), labels)  # (N, Hi*Wi*A, 1), (N, Hi*Wi*A)
+            for logits, labels in zip(pred_objectness_logits, labels_of_levels)
+        )
+        sum_box = _dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            [x.float() for x in pred_anchor_deltas],
+            gt_boxes,
+            foreground,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        losses = guided_losses(
+            sum_cls * self.loss_weight.get("loss_rpn_cls", 1.0),
+            sum_box * self.loss_weight.get("loss_rpn_loc", 1.0),
+            foreground.sum(),
+            self.guide,
+        )
+        num_images = len(gt_labels)
+        scalars = {
+            "rpn/num_pos_anchors": per_image(losses.num_foreground, num_images),
+            # Of this process, as Detectron2 has it; no reduction for a line of the log.
+            "rpn/num_neg_anchors": (gt_labels == 0).sum() / num_images,
+        }
+        self.guide_log.write(losses, get_event_storage(), scalars)
+        return {"loss_rpn_cls": losses.loss_cls, "loss_rpn_loc": losses.loss_loc}
