@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""Trains or evaluates what a LazyConfig describes.
+"""Trains or evaluates what a config of Detectron2 describes, LazyConfig or YAML.
 
 python train_net.py --config-file configs/demo/retinanet.py
 python train_net.py --config-file CONFIG --num-gpus 8 train.output_dir=output/run1
 python train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
+python train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --sampling-free \
+    SOLVER.IMS_PER_BATCH 8 train.num_pictures=8
 """
 
 from detectron2.engine import default_argument_parser, default_setup, launch
@@ -16,7 +18,7 @@ from sampling_free.engine import LazyTrainer, evaluate_only
 
 @one_line_errors
 def train_or_evaluate(args):
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, args.sampling_free)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="sampling_free")
     if args.eval_only:
@@ -28,9 +30,15 @@ def train_or_evaluate(args):
 
 @one_line_errors
 def main():
-    args = default_argument_parser(epilog=__doc__).parse_args()
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--sampling-free", action="store_true", help="convert a config of Detectron2 first"
+    )
+    args = parser.parse_args()
     if args.num_gpus * args.num_machines > 1:
-        load_config(args.config_file, args.opts)  # a mistake is said once, not by each process
+        load_config(
+            args.config_file, args.opts, args.sampling_free
+        )  # a mistake is said once, not by each process
     launch(
         train_or_evaluate,
         args.num_gpus,

@@ -6,7 +6,7 @@ Cost:     as the full method.
 Expected: AP 35.4, AP50 68.1 on test with seed 0 (one run), results/bccd.json.
 """
 
-from ..common.focal import focal_baseline
+from ..common.baselines import focal_baseline
 from .retinanet_R_18_FPN import dataloader, lr_multiplier, model, optimizer, train
 
 focal_baseline(model)

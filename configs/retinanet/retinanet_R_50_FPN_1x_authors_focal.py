@@ -8,7 +8,7 @@ Cost:     5 hours on V100, by Detectron2's model zoo (0.205 s an iteration with 
 Expected: not run by us. Published: 36.4 AP on val, 36.6 on test-dev, threshold 0.05.
 """
 
-from ..common.focal import focal_baseline
+from ..common.baselines import focal_baseline
 from .retinanet_R_50_FPN_1x_authors import dataloader, lr_multiplier, model, optimizer, train
 
 focal_baseline(model)

@@ -1,6 +1,7 @@
 """Object detectors without sampling heuristics, for Detectron2 (arXiv 1909.04868)."""
 
 from .classification_loss import sigmoid_bce_all
+from .convert import convert
 from .detectors.cascade import SamplingFreeCascadeROIHeads
 from .detectors.fcos import SamplingFreeFCOS
 from .detectors.retinanet import SamplingFreeRetinaNet
@@ -15,6 +16,7 @@ from .errors import BadInput
 from .guided_loss import guide_ratio, guided_losses
 from .prior import optimal_prior, prior_to_bias, start_loss
 from .prior_init import PriorInit
+from .yaml_config import add_sampling_free_config
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ __all__ = [
     "SamplingFreeRes5ROIHeads",
     "SamplingFreeRetinaNet",
     "SamplingFreeStandardROIHeads",
+    "add_sampling_free_config",
+    "convert",
     "guide_ratio",
     "guided_losses",
     "optimal_prior",

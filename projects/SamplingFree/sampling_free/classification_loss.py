@@ -38,4 +38,4 @@ def sigmoid_bce_all(logits, labels):
         per_row = F.softplus(logits).sum(dim=1)  # (N * R,)
         loss = per_row.masked_fill(labels < 0, 0).sum()
         rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
-        return loss - logits[rows, labels[rows]].sum()
+        return loss - logits[rows, labels[rows].long()].sum()

@@ -1,4 +1,6 @@
-"""LazyConfig files and ``key=value`` overrides, read strictly: a misspelt key is an error.
+"""Config files and overrides, read strictly: a misspelt key is an error.
+
+LazyConfigs (.py) take ``key=value``, Detectron2's YAML files ``KEY VALUE`` and ``key=value``.
 
 Detectron2's ``apply_overrides`` accepts ``train.max_itr=5`` in silence.
 """
@@ -10,14 +12,16 @@ import os
 
 import torch
 from detectron2 import model_zoo
-from detectron2.config import LazyConfig
+from detectron2.config import CfgNode, LazyConfig
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .convert import convert
 from .errors import BadInput
 from .step import DTYPES
+from .yaml_config import is_cfg_node_file, lazy_from_cfg_node, read_cfg_node
 
 # Keys of `train` beyond those of Detectron2's common/train.py.
 TRAIN_DEFAULTS = dict(
@@ -32,20 +36,33 @@ TRAIN_DEFAULTS = dict(
 )
 
 
-def load_config(path, overrides=()):
+def load_config(path, overrides=(), sampling_free=False):
     """Reads a config, adds what `train` lacks, applies overrides and checks every key.
 
     Args:
-        path (str): a LazyConfig file (.py, or .yaml as saved by a run).
-        overrides (list[str]): "key=value" in Hydra's grammar.
+        path (str): a LazyConfig file (.py, or .yaml as saved by a run), a YAML config of
+            Detectron2, or the name of a config of its model zoo.
+        overrides (list[str]): "key=value" in Hydra's grammar; for a YAML config of Detectron2
+            also pairs "KEY", "VALUE".
+        sampling_free (bool): convert it, before the overrides.
 
     Returns:
-        DictConfig
+        DictConfig: a YAML config of Detectron2 as a LazyConfig.
 
     Raises:
         BadInput: for a missing or broken file and for an unknown key; suggests the nearest.
     """
-    cfg = _load(path)
+    path = _existing(path)
+    if is_cfg_node_file(path):
+        node = read_cfg_node(path)
+        node = convert(node) if sampling_free else node
+        pairs, overrides = _split_overrides(node, overrides)
+        _apply_pairs(node, pairs)
+        cfg = lazy_from_cfg_node(node)
+    else:
+        cfg = _load(path)
+        if sampling_free:
+            cfg = convert(cfg)
     if not isinstance(cfg, DictConfig) or cfg._is_none():
         raise BadInput(f"{path}: empty")
     for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
@@ -63,11 +80,51 @@ def load_config(path, overrides=()):
     return cfg
 
 
-def _load(path):
+def _existing(path):
+    """The file of that name, or else of the model zoo."""
     if not path:
         raise BadInput("--config-file is missing, e.g. --config-file configs/demo/retinanet.py")
-    if not PathManager.isfile(path):
-        raise BadInput(f"{path}: no such config file{_suggest_file(path)}")
+    if PathManager.isfile(path):
+        return path
+    try:
+        return model_zoo.get_config_file(path)
+    except RuntimeError:
+        raise BadInput(f"{path}: no such config file{_suggest_file(path)}") from None
+
+
+def _split_overrides(node, overrides):
+    """Those of a CfgNode, "KEY", "VALUE", and the others, "key=value"."""
+    pairs, others, rest = [], [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        if "=" in word or word.startswith("--"):
+            others.append(word)
+        elif not rest:
+            raise BadInput(f"{word}: its value is missing; write {word} VALUE")
+        else:
+            pairs.append((word, rest.pop(0)))
+    return pairs, others
+
+
+def _apply_pairs(node, pairs):
+    for key, value in pairs:
+        parent, done = node, []
+        for part in key.split("."):
+            if not isinstance(parent, CfgNode) or part not in parent:
+                where = ".".join(done) or "the config"
+                known = list(parent) if isinstance(parent, CfgNode) else []
+                near = difflib.get_close_matches(part.upper(), known, 1, cutoff=0.5)
+                hint = f"did you mean {'.'.join([*done, near[0]])}?" if near else f"known: {known}"
+                raise BadInput(f"{key}: unknown key {part!r} in {where}; {hint}")
+            parent = parent[part]
+            done.append(part)
+        try:
+            node.merge_from_list([key, value])
+        except (ValueError, AssertionError, KeyError) as e:
+            raise BadInput(f"{key} {value}: {e}") from None
+
+
+def _load(path):
     # LazyConfig leaves the import function patched when a config raises.
     original_import = builtins.__import__
     try:

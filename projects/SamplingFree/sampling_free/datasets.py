@@ -67,8 +67,13 @@ def load_dataset(node, model_node=None, is_train=True):
 
 def num_classes_of(model_node):
     """Classes that a model node detects, or None if it does not say so."""
-    for key in ("num_classes", "roi_heads.num_classes"):
-        found = OmegaConf.select(model_node, key) if model_node is not None else None
+    keys = ["num_classes", "roi_heads.num_classes"]
+    dense = ("RetinaNet", "SamplingFreeRetinaNet", "SamplingFreeFCOS")
+    if model_node is not None and "cfg" in model_node:  # of a YAML config
+        in_roi_heads = model_node.cfg.MODEL.META_ARCHITECTURE not in dense
+        keys = [f"cfg.MODEL.{'ROI_HEADS' if in_roi_heads else 'RETINANET'}.NUM_CLASSES"]
+    for key in keys if model_node is not None else ():
+        found = OmegaConf.select(model_node, key)
         if found is not None:
             return found
     return None

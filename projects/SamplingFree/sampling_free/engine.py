@@ -19,6 +19,7 @@ from detectron2.evaluation import (
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from omegaconf import ListConfig
 
 from . import best_threshold
 from .checkpoint import NamingCheckpointer
@@ -105,11 +106,12 @@ class LazyTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg):
         """The config's evaluator; Detectron2's COCOEvaluator keeps its results for the pictures."""
         node = cfg.dataloader.evaluator
-        target = target_of(node)
-        if inspect.isclass(target) and issubclass(target, COCOEvaluator):
-            if not node.get("output_dir"):
-                node.output_dir = os.path.join(cfg.train.output_dir, "inference")
-            _forget_converted(instantiate(node.dataset_name), node.output_dir)
+        for one in node if isinstance(node, ListConfig) else [node]:
+            target = target_of(one)
+            if inspect.isclass(target) and issubclass(target, COCOEvaluator):
+                if not one.get("output_dir"):
+                    one.output_dir = os.path.join(cfg.train.output_dir, "inference")
+                _forget_converted(instantiate(one.dataset_name), one.output_dir)
         return instantiate(node)
 
     @classmethod
