@@ -27,7 +27,7 @@ from tqdm import tqdm
 from sampling_free.cli import one_line_errors
 from sampling_free.errors import BadInput
 
-METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
+METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50")
 
 
 def overrides(config, rate, seed, splits, output_dir):
@@ -94,7 +94,7 @@ def run(config, rate, seed, splits, folder, threads):
     else:
         with open(os.path.join(output_dir, "metrics.json")) as f:
             last = [json.loads(line) for line in f if "bbox/AP" in line][-1]
-        record.update({key: last[key] for key in METRICS})
+        record.update({key: last[key] for key in METRICS if key in last})
     return record
 
 

@@ -11,4 +11,4 @@ from ..common.small_rcnn import small_rcnn
 
 model = small_rcnn(without_masks(rcnn("mask_rcnn_fpn")))
 model.roi_heads.num_classes = 3
-lr_multiplier, optimizer, train = bccd_schedule("faster_rcnn_R_18_FPN", lr=0.04)
+lr_multiplier, optimizer, train = bccd_schedule("faster_rcnn_R_18_FPN", lr=0.01)

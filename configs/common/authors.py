@@ -1,15 +1,28 @@
 """What the authors' code does otherwise than Detectron2 (arXiv 1909.04868, final code of 2021).
 
-The box loss is smooth L1 with beta 0.11, its mean over the four coordinates; as it guides the
-classification loss both are a quarter as large. Images have one scale, 800 px. Biases learn at
-twice the rate and do not decay.
+Box losses: smooth L1 with beta 0.11 (RetinaNet), 1/9 (RPN) and 1 (RoI head), their mean over the
+four coordinates, half of it in the RPN; FCOS without centre sampling, its box loss weighted by
+centerness. As they guide the classification losses, these are scaled too. Images have one scale,
+800 px. Biases learn at twice the rate and do not decay.
 """
 
 
 def authors_recipe(model, dataloader, optimizer):
-    """Changes the nodes of a RetinaNet config in place."""
-    model.smooth_l1_beta = 0.11
-    model.box_reg_loss_weight = 0.25
+    """Changes the nodes of a sampling-free config in place."""
+    if "proposal_generator" in model:
+        rpn, heads = model.proposal_generator, model.roi_heads
+        rpn.smooth_l1_beta = 1 / 9
+        rpn.loss_weight = {"loss_rpn_loc": 0.125}
+        cascade = "box_predictors" in heads
+        for predictor in heads.box_predictors if cascade else [heads.box_predictor]:
+            predictor.smooth_l1_beta = 1.0
+            predictor.loss_weight = {"loss_box_reg": 0.25}
+    elif "anchor_matcher" in model:
+        model.smooth_l1_beta = 0.11
+        model.box_reg_loss_weight = 0.25
+    else:
+        model.center_sampling_radius = float("inf")
+        model.box_weight = "centerness"
     dataloader.train.mapper.augmentations[0].short_edge_length = (800,)
     optimizer.params.base_lr = "${..lr}"
     optimizer.params.bias_lr_factor = 2.0

@@ -10,4 +10,4 @@ from ..common.small_rcnn import small_rcnn
 
 model = small_rcnn(without_masks(rcnn("mask_rcnn_fpn")))
 model.roi_heads.num_classes = NUM_CLASSES
-lr_multiplier, optimizer, train = demo_schedule("output/demo_faster_rcnn", lr=0.04)
+lr_multiplier, optimizer, train = demo_schedule("output/demo_faster_rcnn", lr=0.01, max_iter=300)

@@ -8,4 +8,4 @@ from ..common.demo import NUM_CLASSES, dataloader, demo_schedule
 from ..common.small_fcos import model
 
 model.num_classes = NUM_CLASSES
-lr_multiplier, optimizer, train = demo_schedule("output/demo_fcos", lr=0.04)
+lr_multiplier, optimizer, train = demo_schedule("output/demo_fcos", lr=0.04, max_iter=500)

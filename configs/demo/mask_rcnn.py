@@ -11,4 +11,4 @@ from ..common.small_rcnn import small_rcnn
 model = small_rcnn(rcnn("mask_rcnn_fpn"))
 model.roi_heads.num_classes = NUM_CLASSES
 dataloader.train.mapper.use_instance_mask = True
-lr_multiplier, optimizer, train = demo_schedule("output/demo_mask_rcnn", lr=0.04)
+lr_multiplier, optimizer, train = demo_schedule("output/demo_mask_rcnn", lr=0.01, max_iter=300)
