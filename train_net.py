@@ -12,7 +12,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from sampling_free.cli import load_config, one_line_errors
+from sampling_free.cli import find_config, load_config, one_line_errors
 from sampling_free.engine import LazyTrainer, evaluate_only
 
 
@@ -35,6 +35,7 @@ def main():
         "--sampling-free", action="store_true", help="convert a config of Detectron2 first"
     )
     args = parser.parse_args()
+    args.config_file = find_config(args.config_file)
     if args.num_gpus * args.num_machines > 1:
         load_config(
             args.config_file, args.opts, args.sampling_free

@@ -9,21 +9,63 @@ import shlex
 
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
-from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch import GeneralizedRCNN, RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
 from omegaconf import OmegaConf
 from tiny_run import REPO
 
-from sampling_free import SamplingFreeRetinaNet
+from sampling_free import (
+    SamplingFreeCascadeROIHeads,
+    SamplingFreeFastRCNNOutputLayers,
+    SamplingFreeFCOS,
+    SamplingFreeRetinaNet,
+    SamplingFreeRPN,
+    SamplingFreeStandardROIHeads,
+)
 from sampling_free.config import load_config
+from sampling_free.datasets import num_classes_of
 from sampling_free.loader import build_replayable_train_loader
 
 FOLDER = REPO / "configs"
 WHOLE = sorted(p for p in FOLDER.rglob("*.py") if p.parent.name != "common")
-FOCAL = [p for p in WHOLE if p.stem.endswith("_focal")]
-SAMPLING_FREE = [p for p in WHOLE if p not in FOCAL]
+SUFFIX = re.compile("_(focal|sampled)$")
+BASELINES = [p for p in WHOLE if SUFFIX.search(p.stem)]
+SAMPLING_FREE = [p for p in WHOLE if p not in BASELINES]
 AUTHORS = [p for p in WHOLE if "_authors" in p.stem or p.parent.name == "voc"]
-COCO_1X = [p for p in WHOLE if p.parent.name == "retinanet"]
+COCO_1X = [p for p in WHOLE if p.stem.split("_FPN_")[-1].startswith("1x")]
+RESULTS = {"retinanet": "bccd", "fcos": "bccd_fcos", "faster_rcnn": "bccd_faster_rcnn"}
+# What only one side has: without it a stock node and its sampling-free twin are the same.
+OWN_KEYS = (
+    "_target_ prior guide box_reg_loss_weight box_weight loss_weight focal_loss_alpha "
+    "focal_loss_gamma batch_size_per_image positive_fraction"
+).split()
+
+
+def twin(path):
+    """The sampling-free config of a baseline."""
+    return path.with_name(SUFFIX.sub("", path.stem) + ".py")
+
+
+def parts(model):
+    """The nodes of a model that are of another class without sampling."""
+    if "roi_heads" not in model:
+        return [model]
+    heads = model.roi_heads
+    predictors = heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
+    return [model.proposal_generator, heads, *predictors]
+
+
+def stripped(model):
+    """A copy of a model node without what only one of the two sides has."""
+    model = copy.deepcopy(model)
+    for node in parts(model):
+        for key in OWN_KEYS:
+            node.pop(key, None)
+    return OmegaConf.to_container(model, resolve=True)
 
 
 def name(path):
@@ -55,15 +97,16 @@ def shapes(model):
 
 
 def test_all_configs_are_counted():
-    assert len(WHOLE) == 13
-    assert len(FOCAL) == 5 and len(AUTHORS) == 5 and len(COCO_1X) == 8
+    assert len(WHOLE) == 47
+    assert len(BASELINES) == 20 and len(AUTHORS) == 19 and len(COCO_1X) == 32
+    assert all(twin(p) in SAMPLING_FREE for p in BASELINES)
 
 
 def test_every_part_in_common_is_used():
     texts = [p.read_text() for p in FOLDER.rglob("*.py")]
     parts = sorted(p.stem for p in (FOLDER / "common").glob("*.py"))
     unused = [p for p in parts if not any(re.search(rf"from \.+(common\.)?{p} ", t) for t in texts)]
-    assert len(parts) == 7 and unused == []
+    assert len(parts) == 13 and unused == []
 
 
 @cases(WHOLE)
@@ -82,7 +125,21 @@ def test_the_header_names_the_command_with_its_own_path(path):
 def test_it_builds_its_model_optimizer_and_schedule(path):
     cfg = config(path)
     model = without_weights(cfg.model)
-    assert type(model) is (RetinaNet if path in FOCAL else SamplingFreeRetinaNet)
+    stock = path in BASELINES
+    if isinstance(model, GeneralizedRCNN):
+        predictors = model.roi_heads.box_predictor
+        cascade = "cascade" in path.name
+        predictors = set(map(type, predictors)) if cascade else {type(predictors)}
+        found = type(model.proposal_generator), type(model.roi_heads), *predictors
+        heads = (CascadeROIHeads, SamplingFreeCascadeROIHeads)
+        heads = heads if cascade else (StandardROIHeads, SamplingFreeStandardROIHeads)
+        predictor = (FastRCNNOutputLayers, SamplingFreeFastRCNNOutputLayers)
+        expected = (RPN, SamplingFreeRPN), heads, predictor
+        assert found == tuple(pair[not stock] for pair in expected)
+        assert model.roi_heads.mask_on == ("mask" in path.name)
+    else:
+        fcos = (FCOS, SamplingFreeFCOS) if "fcos" in path.name else ()
+        assert type(model) is (fcos or (RetinaNet, SamplingFreeRetinaNet))[not stock]
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -105,46 +162,67 @@ def test_no_two_configs_write_to_one_folder():
     assert len(set(folders)) == len(WHOLE) and all(f.startswith("output/") for f in folders)
 
 
-@cases(SAMPLING_FREE)
-def test_a_sampling_free_model_has_the_parameters_of_detectron2s_class(path):
-    cfg = config(path)
-    model = without_weights(cfg.model)
-    for key in ("prior", "guide", "box_reg_loss_weight"):
-        del cfg.model[key]
-    cfg.model._target_ = RetinaNet
-    assert shapes(model) == shapes(without_weights(cfg.model))
-    assert cfg.model.test_score_thresh == 0.001
+@cases([p for p in SAMPLING_FREE if not p.stem.endswith("_bce")])
+def test_the_method_is_the_papers(path):
+    dense, *heads = parts(config(path).model)
+    assert dense.prior == "auto"
+    for node in (dense, *heads[1:]):
+        assert node.get("guide", "iteration") == "iteration"
+    for node in heads[1:] or [dense]:
+        assert node.test_score_thresh == (0.0316 if "fcos" in path.name else 0.001)
 
 
-@cases(SAMPLING_FREE)
-def test_the_method_is_the_papers_unless_the_name_says_otherwise(path):
-    model = config(path).model
-    assert model.prior == "auto"
-    assert model.guide == (1.0 if path.stem.endswith("_bce") else "iteration")
-
-
-@cases(FOCAL)
-def test_the_focal_baseline_differs_from_its_twin_in_the_loss_and_a_chosen_rate_only(path):
-    focal, ours = config(path), config(path.with_name(path.name.replace("_focal", "")))
-    assert focal.train.pop("output_dir") == ours.train.pop("output_dir") + "_focal"
-    assert (focal.model.pop("focal_loss_alpha"), focal.model.pop("focal_loss_gamma")) == (0.25, 2)
-    for key in ("prior", "guide", "box_reg_loss_weight", "_target_"):
-        ours.model.pop(key)
-    assert focal.model.pop("_target_") is RetinaNet
+@cases(BASELINES)
+def test_a_baseline_differs_from_its_twin_in_the_method_and_a_chosen_rate_only(path):
+    base, ours = config(path), config(twin(path))
+    suffix = SUFFIX.search(path.stem)[0]
+    assert base.train.pop("output_dir") == ours.train.pop("output_dir") + suffix
+    assert stripped(base.model) == stripped(ours.model)
+    assert shapes(without_weights(base.pop("model"))) == shapes(without_weights(ours.pop("model")))
     if path.parent.name == "bccd":  # each variant has the rate that was best for it
-        records = json.loads((REPO / "results" / "bccd.json").read_text())
-        for cfg, name in ((focal, path.name), (ours, path.name.replace("_focal", ""))):
+        stem = next(x for x in RESULTS if path.stem.startswith(x))
+        records = json.loads((REPO / "results" / f"{RESULTS[stem]}.json").read_text())
+        for cfg, name in ((base, path.name), (ours, twin(path).name)):
             tried = [r for r in records if r["config"].endswith(name) and r["test_split"] == "val"]
-            best = max(tried, key=lambda r: r["bbox/AP"])["learning_rate"]
+            best = max(tried, key=lambda r: r.get("bbox/AP", -1))["learning_rate"]
             assert cfg.optimizer.pop("lr") == best
-    assert OmegaConf.to_container(focal, resolve=True) == OmegaConf.to_container(ours, resolve=True)
+    assert OmegaConf.to_container(base, resolve=True) == OmegaConf.to_container(ours, resolve=True)
+
+
+@cases(BASELINES)
+def test_a_baseline_has_what_detectron2_has(path):
+    dense, *heads = parts(config(path).model)
+    own = [k for node in (dense, *heads) for k in OWN_KEYS if k in node and k != "_target_"]
+    if heads:
+        stock = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
+        pairs = (dense, stock.proposal_generator), (heads[0], stock.roi_heads)
+        for node, stock_node in pairs:
+            for key in ("batch_size_per_image", "positive_fraction"):
+                assert node[key] == stock_node[key]
+        assert own == ["batch_size_per_image", "positive_fraction"] * 2
+    else:
+        assert (dense.focal_loss_alpha, dense.focal_loss_gamma) == (0.25, 2.0)
+        assert own == ["focal_loss_alpha", "focal_loss_gamma"]
 
 
 @cases(AUTHORS)
 def test_the_authors_recipe(path):
     cfg = config(path)
-    assert cfg.model.smooth_l1_beta == 0.11
-    assert cfg.model.get("box_reg_loss_weight", None) == (None if path in FOCAL else 0.25)
+    dense, *heads = parts(cfg.model)
+    ours = path not in BASELINES
+    if heads:
+        assert dense.smooth_l1_beta == pytest.approx(1 / 9)
+        assert dense.get("loss_weight", None) == ({"loss_rpn_loc": 0.125} if ours else None)
+        for predictor in heads[1:]:
+            assert predictor.smooth_l1_beta == 1
+            weight = predictor.get("loss_weight", None)
+            assert weight == ({"loss_box_reg": 0.25} if ours else None)
+    elif "fcos" in path.name:
+        assert dense.center_sampling_radius == float("inf")
+        assert dense.get("box_weight", None) == ("centerness" if ours else None)
+    else:
+        assert dense.smooth_l1_beta == 0.11
+        assert dense.get("box_reg_loss_weight", None) == (0.25 if ours else None)
     assert cfg.dataloader.train.mapper.augmentations[0].short_edge_length == [800]
     assert cfg.dataloader.train.mapper.augmentations[0].max_size == 1333
     assert cfg.dataloader.train.total_batch_size == 16
@@ -153,15 +231,30 @@ def test_the_authors_recipe(path):
     groups = instantiate(cfg.optimizer).param_groups
     settings = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     parameters = {k: settings[id(p)] for k, p in model.named_parameters() if p.requires_grad}
+    norms = {  # Detectron2 does not decay normalisation, of which FCOS has some
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.GroupNorm)
+        for key, _ in module.named_parameters()
+    }
     biases = {k for k in parameters if k.endswith("bias")}
-    assert {parameters[k] for k in biases} == {(0.02, 0.0)}
-    assert {parameters[k] for k in parameters.keys() - biases} == {(0.01, 1e-4)}
+    lr = 0.02 if heads else 0.01
+    assert {parameters[k] for k in biases} == {(2 * lr, 0.0)}
+    assert {parameters[k] for k in parameters.keys() - biases - norms} == {(lr, 1e-4)}
+
+
+@cases([p for p in SAMPLING_FREE if "rcnn" in p.name and p not in AUTHORS])
+def test_box_losses_of_an_rcnn_are_means_over_the_coordinates(path):
+    rpn, _, *predictors = parts(config(path).model)
+    assert rpn.loss_weight == {"loss_rpn_cls": 1.0, "loss_rpn_loc": 0.25}
+    assert all(p.loss_weight == {"loss_cls": 1.0, "loss_box_reg": 0.25} for p in predictors)
 
 
 @cases(COCO_1X)
 def test_coco_1x_is_detectron2s_schedule_and_backbone(path):
     cfg = config(path)
-    assert cfg.train.max_iter == 90000 and cfg.optimizer.lr == 0.01
+    assert cfg.train.max_iter == 90000
+    assert cfg.optimizer.lr == (0.02 if "rcnn" in path.name else 0.01)
     depth = 101 if "R_101" in path.name else 50
     assert cfg.model.backbone.bottom_up.stages.depth == depth
     assert cfg.train.init_checkpoint.endswith(f"ImageNetPretrained/MSRA/R-{depth}.pkl")
@@ -170,11 +263,12 @@ def test_coco_1x_is_detectron2s_schedule_and_backbone(path):
     assert steps == pytest.approx([1.0, 0.1, 0.1, 0.01])
     assert cfg.dataloader.train.dataset.names == "coco_2017_train"
     assert cfg.dataloader.test.dataset.names == "coco_2017_val"
+    assert cfg.dataloader.train.mapper.use_instance_mask == ("mask" in path.name)
     scales = list(cfg.dataloader.train.mapper.augmentations[0].short_edge_length)
     assert scales == ([800] if path in AUTHORS else [640, 672, 704, 736, 768, 800])
 
 
-def test_voc_leaves_p3_out_and_decays_at_11000_of_14000():
+def test_voc_retinanet_leaves_p3_out_and_decays_at_11000_of_14000():
     cfg = config(FOLDER / "voc" / "retinanet_R_50_FPN.py")
     model = without_weights(cfg.model)
     assert model.num_classes == 20 and cfg.train.max_iter == 14000
@@ -193,7 +287,7 @@ def test_bccd_has_its_three_classes():
     for path in (p for p in WHOLE if p.parent.name == "bccd"):
         cfg = config(path)
         names = cfg.dataloader.train.dataset.names
-        assert cfg.model.num_classes == 3 and list(names.classes) == ["RBC", "WBC", "Platelets"]
+        assert num_classes_of(cfg.model) == 3 and list(names.classes) == ["RBC", "WBC", "Platelets"]
 
 
 @cases([p for p in WHOLE if "R_18" in p.name or p.parent.name == "demo"])
@@ -204,8 +298,9 @@ def test_what_starts_from_random_weights_has_no_frozen_normalisation(path):
     assert not [m for m in model.modules() if "Frozen" in type(m).__name__]
 
 
-def test_the_saved_form_of_a_config_is_the_config(tmp_path):
-    cfg = config(FOLDER / "retinanet" / "retinanet_R_50_FPN_1x.py")
+@cases([p for p in COCO_1X if p in SAMPLING_FREE and "R_50" in p.name])
+def test_the_saved_form_of_a_config_is_the_config(path, tmp_path):
+    cfg = config(path)
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     again = load_config(str(tmp_path / "config.yaml"))
     assert shapes(without_weights(again.model)) == shapes(without_weights(cfg.model))

@@ -1,31 +1,49 @@
 #!/usr/bin/env python
 """Puts the tables of results/*.json into the documentation, between its markers.
 
-    python tools/render_tables.py            # rewrites README.md
+    python tools/render_tables.py            # rewrites README.md and MODEL_ZOO.md
     python tools/render_tables.py --check    # exit code 1 if a table is not what the results say
 
-A marker is <!-- table NAME FILE --> and <!-- end -->, each on a line of its own.
+A marker is <!-- table NAME FILE --> and <!-- end -->, each on a line of its own; several files are
+joined by +.
 """
 
 import argparse
 import json
+import os
 import re
 import sys
 
 from tabulate import tabulate
 
-DOCUMENTS = ["README.md"]
+DOCUMENTS = ["README.md", "MODEL_ZOO.md"]
 MARKER = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NAMES = {
-    "": "full method: measured prior, guided loss",
+DETECTORS = {
+    "retinanet": "RetinaNet",
+    "fcos": "FCOS",
+    "faster_rcnn": "Faster R-CNN",
+    "mask_rcnn": "Mask R-CNN",
+    "cascade_rcnn": "Cascade R-CNN",
+}
+VARIANTS = {
     "_bce": "BCE, measured prior, not guided",
-    "_focal": "focal loss (Detectron2's RetinaNet)",
+    "_focal": "focal loss (Detectron2's {})",
+    "_sampled": "biased sampling (Detectron2's {})",
+    "": "full method: measured prior, guided loss",
 }
 
 
+def detector(config):
+    """The detector of a config, from its file name."""
+    name = os.path.basename(config)
+    return next(title for stem, title in DETECTORS.items() if name.startswith(stem))
+
+
 def variant(config):
-    """What a config of the comparison is called in a table."""
-    return NAMES[re.sub(r".*_FPN|\.py", "", config)]
+    """What a config of a comparison is called in a table."""
+    name = os.path.splitext(config)[0]
+    text = next(text for suffix, text in VARIANTS.items() if name.endswith(suffix))
+    return text.format(detector(config))
 
 
 def final(records):
@@ -71,16 +89,56 @@ def demo(records):
     return tabulate(rows, ["seed", "AP", "AP50"], tablefmt="github", floatfmt=("", ".1f", ".1f"))
 
 
-TABLES = {"final": final, "rates": rates, "demo": demo}
+def quick(records):
+    """One row for each detector of the quick runs: mean over the seeds, smallest and largest."""
+    groups = {}
+    for r in records:
+        groups.setdefault(r["config"], []).append(r)
+    rows = []
+    for config, runs in groups.items():
+        cells = [
+            _spread([r[key] for r in runs if key in r])
+            for key in ("bbox/AP", "bbox/AP50", "segm/AP")
+        ]
+        command = f"`python train_net.py --config-file {config}`"
+        rows.append([detector(config), len(runs), *cells, command])
+    head = ["detector", "seeds", "box AP", "box AP50", "mask AP", "command"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def _spread(values):
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    return f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})" if values[1:] else f"{mean:.1f}"
+
+
+def published(rows):
+    """What others published beside what was measured here, and the command to measure it."""
+    table = []
+    for r in rows:
+        numbers = ", ".join(f"{key} {value:.1f}" for key, value in r.get("published", {}).items())
+        source = f" ({r['source']})" if numbers else ""
+        command = f"`python train_net.py --config-file {r['config']} --num-gpus 8`"
+        cells = [r["detector"], r["variant"], r["recipe"], numbers + source]
+        table.append([*cells, r.get("measured", ""), command])
+    head = ["detector", "variant", "recipe", "published", "measured here", "command"]
+    return tabulate(table, head, tablefmt="github", disable_numparse=True)
+
+
+TABLES = {"final": final, "rates": rates, "demo": demo, "quick": quick, "published": published}
 
 
 def render(text):
     """``text`` with every table between markers written anew."""
 
     def table(match):
-        begin, name, path, end = match.groups()
-        with open(path) as f:
-            return f"{begin}{TABLES[name](json.load(f))}\n{end}"
+        begin, name, paths, end = match.groups()
+        records = []
+        for path in paths.split("+"):
+            with open(path) as f:
+                records += json.load(f)
+        return f"{begin}{TABLES[name](records)}\n{end}"
 
     return MARKER.sub(table, text)
 

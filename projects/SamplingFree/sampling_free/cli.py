@@ -7,10 +7,10 @@ import warnings
 
 from torch.multiprocessing import ProcessExitedException
 
-from .config import load_config
+from .config import find_config, load_config
 from .errors import BadInput, NonFiniteLoss
 
-__all__ = ["load_config", "one_line_errors"]
+__all__ = ["find_config", "load_config", "one_line_errors"]
 
 
 def one_line_errors(main):

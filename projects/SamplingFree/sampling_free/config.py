@@ -52,7 +52,7 @@ def load_config(path, overrides=(), sampling_free=False):
     Raises:
         BadInput: for a missing or broken file and for an unknown key; suggests the nearest.
     """
-    path = _existing(path)
+    path = find_config(path)
     if is_cfg_node_file(path):
         node = read_cfg_node(path)
         node = convert(node) if sampling_free else node
@@ -80,8 +80,8 @@ def load_config(path, overrides=(), sampling_free=False):
     return cfg
 
 
-def _existing(path):
-    """The file of that name, or else of the model zoo."""
+def find_config(path):
+    """The config file of that name, or else the one of Detectron2's model zoo."""
     if not path:
         raise BadInput("--config-file is missing, e.g. --config-file configs/demo/retinanet.py")
     if PathManager.isfile(path):
