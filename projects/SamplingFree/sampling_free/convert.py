@@ -248,17 +248,24 @@ def _convert_yaml(cfg, changes):
         if node.BBOX_REG_LOSS_TYPE == "smooth_l1":
             assign(f"{key}.BBOX_REG_LOSS_WEIGHT", node.BBOX_REG_LOSS_WEIGHT * COORDINATE)
 
+    def unused(node, *keys):
+        for key in keys:
+            changes.append(f"{node}.{key}: {_select(cfg, node)[key]} -> (unused)")
+
     rcnns = [x.__name__ for x in RCNNS]
-    swap("MODEL.META_ARCHITECTURE", ["RetinaNet", *rcnns, SamplingFreeFCOS.__name__])
+    if swap("MODEL.META_ARCHITECTURE", ["RetinaNet", *rcnns, SamplingFreeFCOS.__name__]):
+        unused("MODEL.RETINANET", "FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA")
     if cfg.MODEL.META_ARCHITECTURE in rcnns:
         if swap("MODEL.PROPOSAL_GENERATOR.NAME", ["RPN", "PrecomputedProposals"]):
             average_coordinates("MODEL.RPN")
+            unused("MODEL.RPN", "BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION")
         thresholds = {}
         if cfg.MODEL.META_ARCHITECTURE != ProposalNetwork.__name__:
             if cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False):
                 raise BadInput("MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True: samples the classes")
             if swap("MODEL.ROI_HEADS.NAME", [x.__name__ for x in ROI_HEADS]):
                 average_coordinates("MODEL.ROI_BOX_HEAD")
+                unused("MODEL.ROI_HEADS", "BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION")
             thresholds = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": SCORE_THRESH}
     elif cfg.MODEL.META_ARCHITECTURE == SamplingFreeFCOS.__name__:
         thresholds = {"MODEL.FCOS.SCORE_THRESH_TEST": FCOS_SCORE_THRESH}
@@ -266,6 +273,8 @@ def _convert_yaml(cfg, changes):
         thresholds = {"MODEL.RETINANET.SCORE_THRESH_TEST": SCORE_THRESH}
     for key, limit in thresholds.items():
         assign(key, min(limit, _select(cfg, key)))
+    if changes and cfg.MODEL.SAMPLING_FREE.PRIOR is None:
+        changes.append("MODEL.SAMPLING_FREE.PRIOR: None, measured before the first iteration")
     if frozen:
         cfg.freeze()
     return cfg
