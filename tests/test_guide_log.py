@@ -56,3 +56,42 @@ class TestGuideLog:
                 log.write(self._losses(num_foreground), storage, {})
             written = storage.latest_with_smoothing_hint(window_size=20)
         assert written["guide/empty_batches"][0] == 20
+
+    def test_several_heads_write_beside_each_other(self):
+        rpn, roi, plain = GuideLog("rpn"), GuideLog("roi"), GuideLog()
+        with EventStorage() as storage:
+            rpn.write(
+                self._losses(5, ratio=0.25), storage, {"rpn/num_pos_anchors": torch.tensor(7)}
+            )
+            for stage, num_foreground in enumerate((3, 0)):
+                with storage.name_scope(f"stage{stage}"):
+                    losses = self._losses(num_foreground, ratio=2.0 + stage)
+                    GuideLog("roi").write(losses, storage, {})
+            roi.write(self._losses(1, ratio=0.75), storage, {})
+            plain.write(self._losses(0), storage, {})
+        latest = {k: v for k, (v, _) in storage.latest().items()}
+        raw = {f"{k}/loss_cls_raw": 4.0 for k in ("guide/rpn", "guide/roi", "guide")}
+        raw |= {f"stage{k}/guide/roi/loss_cls_raw": 4.0 for k in (0, 1)}
+        assert latest == {
+            **raw,
+            "guide/rpn/r": 0.25,
+            "guide/rpn/empty_batches": 0,
+            "rpn/num_pos_anchors": 7.0,
+            "stage0/guide/roi/r": 2.0,
+            "stage0/guide/roi/empty_batches": 0,
+            "stage1/guide/roi/r": 3.0,
+            "stage1/guide/roi/empty_batches": 1,
+            "guide/roi/r": 0.75,
+            "guide/roi/empty_batches": 0,
+            "guide/r": 0.5,
+            "guide/empty_batches": 1,
+        }
+        assert [x.num_empty for x in (rpn, roi, plain)] == [0, 0, 1]
+
+    def test_the_warning_names_the_head(self):
+        storage = SimpleNamespace(put_scalars=dict, put_scalar=lambda *args, **kwargs: None)
+        log = GuideLog("rpn")
+        with log_lines("sampling_free.guide_log") as lines:
+            for _ in range(60):
+                log.write(self._losses(0), storage, {})
+        assert len(lines) == 1 and "guide/rpn/empty_batches: 100% of 50 batches" in lines[0]

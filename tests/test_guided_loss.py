@@ -70,10 +70,14 @@ def _process(rank, folder):
     half = slice(4 * rank, 4 * rank + 4)
     answers = {}
     for name, counts in FOREGROUND.items():
+        counts_here = torch.tensor(counts)[half]
         for arguments in GUIDES:
             model = DistributedDataParallel(Guided(*arguments))
-            counts_here = torch.tensor(counts)[half]
             answers[name, arguments] = _step(model, INPUTS[half], counts_here)
+        for arguments in SEVERAL:
+            model = DistributedDataParallel(SeveralLosses(*arguments))
+            model.module.sums = _of_half(model.module.sums, rank)
+            answers["several", name, arguments] = _several_step(model, INPUTS[half], counts_here)
     torch.save(answers, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -202,3 +206,145 @@ def test_known_guides_pass_and_unknown_ones_are_refused_with_those_known():
         with pytest.raises(BadInput, match="'iteration'.*number") as error:
             check_guide(guide)
         assert repr(guide) in str(error.value)
+
+
+# Several localisation losses, such as box and centerness
+
+
+class SeveralLosses(nn.Module):
+    """A classification loss guided by two localisation losses, the second divided otherwise."""
+
+    def __init__(self, guide, normalized):
+        super().__init__()
+        torch.manual_seed(5)
+        self.trunk, self.cls = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.locs = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+        self.guide, self.normalized = guide, normalized
+
+    def sums(self, x, num_foreground):
+        h = self.trunk(x).relu()
+        counts = num_foreground[:, None]
+        sum_cls = nn.functional.softplus(self.cls(h)).sum()
+        sums_loc = tuple((loc(h).abs() * counts).sum() for loc in self.locs)
+        # Of the second loss the samples have weights, as centerness gives them.
+        weights = (num_foreground * torch.linspace(0.1, 0.8, len(x))).sum()
+        return sum_cls, sums_loc, num_foreground.sum(), weights
+
+    def forward(self, x, num_foreground):
+        sum_cls, sums_loc, total, weights = self.sums(x, num_foreground)
+        normalizers = (total, weights) if self.normalized else None
+        return guided_losses(sum_cls, sums_loc, total, self.guide, 2.0, normalizers)
+
+
+SEVERAL = [("iteration", False), ("iteration", True), (0.5, True)]
+
+
+def _several_step(model, x, num_foreground):
+    losses = model(x, num_foreground)
+    (losses.loss_cls + 3 * losses.loss_loc[0] + losses.loss_loc[1]).backward()
+    bare = getattr(model, "module", model)
+    gradients = {name: copy.deepcopy(p.grad) for name, p in bare.named_parameters()}
+    values = losses.loss_cls, *losses.loss_loc, losses.ratio, losses.loss_cls_raw
+    return [v.detach() for v in values], gradients
+
+
+def _of_half(sums, rank):
+    """The weights of the samples in the whole batch of 8."""
+
+    def of_half(x, num_foreground):
+        sum_cls, sums_loc, total, _ = sums(x, num_foreground)
+        weights = torch.linspace(0.1, 0.8, 8)[4 * rank : 4 * rank + 4]
+        return sum_cls, sums_loc, total, (num_foreground * weights).sum()
+
+    return of_half
+
+
+class TestSeveralLocalisationLosses:
+    def _sums(self, scale=1.0):
+        generator = torch.Generator().manual_seed(2)
+        sums = (scale * torch.rand(3, generator=generator) + 0.5).requires_grad_()
+        return sums, torch.tensor(7)
+
+    @pytest.mark.parametrize("weight", [1.0, 2.0])
+    def test_the_mean_of_their_means_is_the_guide(self, weight):
+        sums, num_foreground = self._sums()
+        losses = guided_losses(sums[0], (sums[1], sums[2]), num_foreground, weight=weight)
+        a, b = sums[1].item() / 7, sums[2].item() / 7
+        assert [x.item() for x in losses.loss_loc] == pytest.approx([a, b])
+        assert losses.loss_cls.item() == pytest.approx(weight * (a + b) / 2)
+        assert losses.ratio.item() == pytest.approx(weight * (a + b) / 2 / (sums[0].item() / 7))
+        gradient = torch.autograd.grad(losses.loss_cls, sums)[0]
+        assert gradient.tolist() == pytest.approx([losses.ratio.item() / 7, 0, 0])
+
+    def test_each_may_have_a_divisor_of_its_own(self):
+        sums, num_foreground = self._sums()
+        divisors = torch.tensor(7), torch.tensor(0.25)  # below 1, and still the divisor
+        losses = guided_losses(
+            sums[0], (sums[1], sums[2]), num_foreground, loc_normalizers=divisors
+        )
+        a, b = sums[1].item() / 7, sums[2].item() / 0.25
+        assert [x.item() for x in losses.loss_loc] == pytest.approx([a, b])
+        assert losses.loss_cls.item() == pytest.approx((a + b) / 2)
+        assert losses.loss_cls_raw.item() == pytest.approx(sums[0].item() / 7)
+        for loss, i, divisor in zip(losses.loss_loc, (1, 2), (7, 0.25)):
+            gradient = torch.autograd.grad(loss, sums, retain_graph=True)[0]
+            assert gradient[i].item() == pytest.approx(1 / divisor)
+            assert gradient.count_nonzero() == 1
+
+    def test_a_single_one_may_have_a_divisor_too(self):
+        sums, num_foreground = self._sums()
+        losses = guided_losses(
+            sums[0], sums[1], num_foreground, loc_normalizers=(torch.tensor(3.5),)
+        )
+        assert losses.loss_loc.item() == pytest.approx(sums[1].item() / 3.5)
+        assert losses.loss_cls.item() == pytest.approx(sums[1].item() / 3.5)
+
+    @pytest.mark.parametrize("guide", ["iteration", 0.125])
+    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+    def test_a_single_one_is_the_same_to_the_bit_alone_and_in_a_tuple(self, guide, scale):
+        answers = []
+        for wrap in (lambda x: x, lambda x: (x,)):
+            sums, num_foreground = self._sums(scale)
+            losses = guided_losses(sums[0], wrap(sums[1]), num_foreground, guide)
+            loss_loc = losses.loss_loc if wrap(0) == 0 else losses.loss_loc[0]
+            assert isinstance(loss_loc, torch.Tensor)
+            gradient = torch.autograd.grad(losses.loss_cls + loss_loc, sums)[0]
+            answers.append([losses.loss_cls, loss_loc, losses.ratio, losses.loss_cls_raw, gradient])
+        assert all(torch.equal(a, b) for a, b in zip(*answers))
+
+    @pytest.mark.parametrize("normalized", [False, True])
+    def test_without_foreground_all_are_connected_zeros(self, normalized):
+        model = SeveralLosses("iteration", normalized)
+        values, gradients = _several_step(model, INPUTS, torch.zeros(8))
+        assert [v.item() for v in values[:4]] == [0] * 4
+        for name, gradient in gradients.items():
+            assert gradient is not None and gradient.abs().max() == 0, name
+
+    def test_a_divisor_of_zero_beside_foreground_gives_a_finite_loss(self):
+        sums, num_foreground = self._sums()
+        losses = guided_losses(
+            sums[0],
+            (sums[1], sums[2] * 0),  # centerness 0 at every foreground point
+            num_foreground,
+            loc_normalizers=(torch.tensor(7), torch.tensor(0.0)),
+        )
+        assert losses.loss_loc[1].item() == 0
+        assert losses.loss_cls.item() == pytest.approx(sums[1].item() / 7 / 2)
+
+    @pytest.mark.parametrize("name", FOREGROUND)
+    @pytest.mark.parametrize("arguments", SEVERAL)
+    def test_two_processes_train_like_one(self, two_processes, arguments, name):
+        whole, gradients = _several_step(
+            SeveralLosses(*arguments), INPUTS, torch.tensor(FOREGROUND[name])
+        )
+        first, second = (answers["several", name, arguments] for answers in two_processes)
+        close = {"rtol": 1e-5, "atol": 1e-7}
+        for i in range(3):  # the losses; DistributedDataParallel averages the processes
+            mean = (first[0][i] + second[0][i]) / 2
+            torch.testing.assert_close(mean, whole[i], **close)
+        for i in (3, 4):
+            assert torch.equal(first[0][i], second[0][i])
+            torch.testing.assert_close(first[0][i], whole[i], **close)
+        for parameter, gradient in gradients.items():
+            assert torch.equal(first[1][parameter], second[1][parameter])
+            torch.testing.assert_close(first[1][parameter], gradient, **close)

@@ -2,7 +2,13 @@ import math
 
 import pytest
 
-from sampling_free.prior import bias_to_prior, optimal_prior, prior_to_bias, start_loss
+from sampling_free.prior import (
+    bias_to_prior,
+    optimal_prior,
+    prior_to_bias,
+    softmax_prior_to_bias,
+    start_loss,
+)
 
 COCO_LIKE = (1.0, 1000.0, 80)  # N_f, N, C
 
@@ -104,3 +110,35 @@ def test_impossible_counts_are_refused_with_their_numbers(counts):
 def test_a_prior_outside_0_1_is_refused(prior):
     with pytest.raises(ValueError, match="probability"):
         prior_to_bias(prior)
+
+
+def _softmax(logits):
+    terms = [math.exp(x - max(logits)) for x in logits]
+    return [t / sum(terms) for t in terms]
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 80])
+@pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
+@pytest.mark.parametrize("others", [0.0, -3.5])
+def test_a_softmax_with_the_bias_gives_each_class_the_prior(num_classes, share, others):
+    prior = share / num_classes  # share: of all classes together
+    difference = softmax_prior_to_bias(prior, num_classes)
+    *classes, background = _softmax([others] * num_classes + [others + difference])
+    assert classes == pytest.approx([prior] * num_classes, rel=1e-9)
+    assert background == pytest.approx(1 - share, rel=1e-6)
+
+
+def test_no_bias_is_needed_where_all_scores_are_equal():
+    assert softmax_prior_to_bias(0.25, 3) == pytest.approx(0, abs=1e-12)
+    assert softmax_prior_to_bias(0.2, 3) > 0 > softmax_prior_to_bias(0.3, 3)
+
+
+def test_with_one_class_it_is_the_sigmoids_bias_turned_round():
+    for prior in (1e-9, 0.01, 0.7):
+        assert softmax_prior_to_bias(prior, 1) == pytest.approx(-prior_to_bias(prior), rel=1e-9)
+
+
+@pytest.mark.parametrize("prior", [0, -0.1, 1 / 3, 0.34, 1, float("nan")])
+def test_a_softmax_prior_that_leaves_the_background_nothing_is_refused(prior):
+    with pytest.raises(ValueError, match="3 classes and background"):
+        softmax_prior_to_bias(prior, 3)

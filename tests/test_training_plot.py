@@ -72,6 +72,55 @@ def test_two_stages_are_told_apart(tmp_path, drawn):
     assert list(drawn["r"]) == ["r (roi/r)", "r (rpn/r)"]
 
 
+def test_a_cascade_has_a_curve_for_each_stage(tmp_path, drawn):
+    stages = {f"stage{k}/guide/roi/r": 0.5 + k for k in range(3)}
+    stages |= {f"stage{k}/guide/roi/loss_cls_raw": 5.0 + k for k in range(3)}
+    stages |= {f"loss_box_reg_stage{k}": 0.2 + k for k in range(3)}
+    stages |= {f"loss_cls_stage{k}": 0.4 + 2 * k for k in range(3)}  # twice the box loss: not drawn
+    rpn = {"guide/rpn/r": 0.125, "guide/rpn/loss_cls_raw": 3.0, "loss_rpn_loc": 0.1}
+    counts = {"guide/rpn/empty_batches": 0, "stage0/guide/roi/empty_batches": 0, "loss_mask": 0.7}
+    (tmp_path / "m").write_text(line(0, total_loss=9, loss_rpn_cls=0.1, **stages, **rpn, **counts))
+    plot_training(tmp_path / "m", tmp_path / "p.png")
+    raw, box = "raw classification loss", "box loss"
+    assert drawn == {
+        "loss": {
+            f"{raw} (rpn/loss_cls_raw)": [(0, 3.0)],
+            **{f"{raw} (stage{k}/roi/loss_cls_raw)": [(0, 5.0 + k)] for k in range(3)},
+            **{f"{box} (loss_box_reg_stage{k})": [(0, 0.2 + k)] for k in range(3)},
+            f"{box} (loss_rpn_loc)": [(0, 0.1)],
+        },
+        "r": {
+            "r (rpn/r)": [(0, 0.125)],
+            **{f"r (stage{k}/roi/r)": [(0, 0.5 + k)] for k in range(3)},
+        },
+    }
+
+
+def test_fcos_with_and_without_the_guide(tmp_path, drawn):
+    losses = {"loss_fcos_cls": 0.6, "loss_fcos_loc": 0.5, "loss_fcos_ctr": 0.7}
+    (tmp_path / "m").write_text(line(0, **losses, **{"guide/r": 0.2, "guide/loss_cls_raw": 3.0}))
+    plot_training(tmp_path / "m", tmp_path / "p.png")
+    raw = {"raw classification loss": [(0, 3.0)], "box loss": [(0, 0.5)]}
+    assert drawn == {"loss": raw, "r": {"r": [(0, 0.2)]}}
+    (tmp_path / "m").write_text(line(0, **losses))
+    plot_training(tmp_path / "m", tmp_path / "p.png")
+    assert drawn == {"loss": {"classification loss": [(0, 0.6)], "box loss": [(0, 0.5)]}}
+
+
+def test_a_stock_rcnn_shows_the_losses_of_both_heads(tmp_path, drawn):
+    losses = {"loss_rpn_cls": 0.6, "loss_rpn_loc": 0.5, "loss_cls": 1.1, "loss_box_reg": 0.2}
+    (tmp_path / "m").write_text(line(0, **losses))
+    plot_training(tmp_path / "m", tmp_path / "p.png")
+    assert drawn == {
+        "loss": {
+            "classification loss (loss_cls)": [(0, 1.1)],
+            "classification loss (loss_rpn_cls)": [(0, 0.6)],
+            "box loss (loss_box_reg)": [(0, 0.2)],
+            "box loss (loss_rpn_loc)": [(0, 0.5)],
+        }
+    }
+
+
 def test_keys_that_are_missing_now_and_then(tmp_path, drawn):
     (tmp_path / "m").write_text(line(0, loss_box_reg=1.0) + line(9) + line(19, loss_box_reg=2.0))
     plot_training(tmp_path / "m", tmp_path / "p.png")

@@ -2,7 +2,7 @@
 
     N images   R anchors (or points) of all levels   K classes
 
-    sum over valid rows of  softplus(x)  minus  x at the one right class of each foreground row
+    sum over valid rows of  softplus(x),  with -x at the one right class of each foreground row
 
 No target tensor is needed. And it is exact where ``F.binary_cross_entropy_with_logits`` is not:
 that computes x - logsigmoid(x), which cancels at the scores near the prior. With all logits at
@@ -35,7 +35,8 @@ def sigmoid_bce_all(logits, labels):
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.reshape(-1, num_classes).float()
         labels = labels.reshape(-1)
-        per_row = F.softplus(logits).sum(dim=1)  # (N * R,)
-        loss = per_row.masked_fill(labels < 0, 0).sum()
+        background = F.softplus(logits).sum(dim=1).masked_fill(labels != num_classes, 0).sum()
+        # Foreground rows apart: softplus(x) - x cancels where the one right class is certain.
         rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
-        return loss - logits[rows, labels[rows].long()].sum()
+        signs = 1 - 2 * F.one_hot(labels[rows].long(), num_classes)
+        return background + F.softplus(signs * logits[rows]).sum()

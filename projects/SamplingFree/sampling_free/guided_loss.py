@@ -114,8 +114,13 @@ def num_processes():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def check_guide(guide):
-    """Returns ``guide`` if it is known, else raises BadInput with the list of those known."""
+def check_guide(guide, key="model.guide"):
+    """Returns ``guide`` if it is known, else raises BadInput with the list of those known.
+
+    Args:
+        guide (str or float):
+        key (str): where a config has it.
+    """
     if guide == "iteration":
         return guide
     try:
@@ -124,6 +129,6 @@ def check_guide(guide):
         constant = math.nan
     if not 0 <= constant < math.inf:
         raise BadInput(
-            f"model.guide={guide!r} is unknown; known: 'iteration', or a number >= 0 as a constant"
+            f"{key}={guide!r} is unknown; known: 'iteration', or a number >= 0 as a constant"
         )
     return constant

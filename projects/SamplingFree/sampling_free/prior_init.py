@@ -90,6 +90,8 @@ class PriorInit(HookBase):
         self.state = dict(state)
 
     def before_train(self):
+        if self.dataset_dicts is None:  # train() was called again
+            return
         model = self.trainer.model
         model = getattr(model, "module", model)
         heads = {n: m for n, m in model.named_modules() if isinstance(m, PriorBias)}
@@ -160,10 +162,11 @@ class PriorInit(HookBase):
                     break
         if not images:
             return math.nan
-        was_training = model.training
+        training = [m for m in model.modules() if m.training]
         model.eval()
         logits = head.class_logits(model.backbone(model.preprocess_image(images).tensor))
-        model.train(was_training)
+        for module in training:
+            module.training = True
         return torch.cat([x.flatten() for x in logits]).double().sigmoid().mean().item()
 
     def _estimate(self, model):

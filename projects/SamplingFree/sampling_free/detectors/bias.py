@@ -16,7 +16,7 @@ class ClassifierBias:
 
     Attributes:
         classifier_bias_name (str): of the parameter, within this module.
-        head_was_loaded (bool): whether the last ``load_state_dict`` filled the bias.
+        head_was_loaded (bool): whether a ``load_state_dict`` filled that layer.
     """
 
     classifier_bias_name = None
@@ -43,9 +43,10 @@ class ClassifierBias:
         return bias
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # A layer of another class count is missing here too: Detectron2's checkpointer removes
-        # what has another shape first.
-        self.head_was_loaded = prefix + self.classifier_bias_name in state_dict
+        # Detectron2's checkpointer removes each tensor of another shape first: a layer of another
+        # class count, but also the weight alone where only the layer's input differs.
+        layer = prefix + self.classifier_bias_name.rpartition(".")[0]
+        self.head_was_loaded |= {f"{layer}.weight", f"{layer}.bias"} <= state_dict.keys()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

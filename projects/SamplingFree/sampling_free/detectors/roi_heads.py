@@ -52,7 +52,7 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
         super().__init__(input_shape, **kwargs)
         if softmax_prior is not None and getattr(self, "use_sigmoid_ce", False):
             raise BadInput(f"softmax_prior={softmax_prior}: this head has use_sigmoid_ce=True")
-        self.guide = check_guide(guide)
+        self.guide = check_guide(guide, "model.roi_heads.box_predictor.guide")
         self.guide_log = GuideLog("roi")
         self.init_softmax_prior(softmax_prior)
 
@@ -102,8 +102,9 @@ class EveryProposal:
             tuple[Tensor, Tensor]: indices of the proposals, and their classes in 0..K.
         """
         labels = torch.full_like(matched_idxs, self.num_classes)
-        if len(gt_classes) > 0:
-            labels = torch.where(matched_labels == 1, gt_classes[matched_idxs], labels)
+        if len(gt_classes) == 0:  # the matcher's labels mean nothing
+            return torch.arange(len(labels), device=labels.device), labels
+        labels = torch.where(matched_labels == 1, gt_classes[matched_idxs], labels)
         indices = (matched_labels >= 0).nonzero().squeeze(1)
         return indices, labels[indices]
 
@@ -138,9 +139,12 @@ class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
             positive_fraction=positive_fraction,
             **kwargs,
         )
-        if max_mask_positives is not None and max_mask_positives < 1:
+        if max_mask_positives is not None and (
+            type(max_mask_positives) is not int or max_mask_positives < 1
+        ):
             raise BadInput(
-                f"roi_heads.max_mask_positives={max_mask_positives}: give 1 or more, or None"
+                f"model.roi_heads.max_mask_positives={max_mask_positives!r}: give a whole number "
+                "from 1 up, or None"
             )
         self.max_mask_positives = max_mask_positives
         require_guided(self)
@@ -183,6 +187,11 @@ class SamplingFreeRes5ROIHeads(EveryProposal, Res5ROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        if cfg.MODEL.SAMPLING_FREE.MAX_MASK_POSITIVES is not None:
+            raise BadInput(
+                "MODEL.SAMPLING_FREE.MAX_MASK_POSITIVES: Res5ROIHeads know no such limit; leave "
+                "it at None"
+            )
         ret = super().from_config(cfg, input_shape)
         channels = ret["box_predictor"].cls_score.in_features
         shape = ShapeSpec(channels=channels, height=1, width=1)

@@ -52,7 +52,7 @@ class SamplingFreeRPN(PriorBias, RPN):
             positive_fraction=positive_fraction,
             **kwargs,
         )
-        self.guide = check_guide(guide)
+        self.guide = check_guide(guide, "model.proposal_generator.guide")
         self.guide_log = GuideLog("rpn")
         self.init_prior(prior)
 
@@ -95,7 +95,7 @@ class SamplingFreeRPN(PriorBias, RPN):
         sum_box = _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
-            [x.float() for x in pred_anchor_deltas],
+            pred_anchor_deltas,
             gt_boxes,
             foreground,
             box_reg_loss_type=self.box_reg_loss_type,
