@@ -119,6 +119,49 @@ def assert_filled(value, expected):
     assert value.tolist() == pytest.approx([expected] * len(value), rel=1e-5)
 
 
+class TestHalfALayer:
+    """The checkpointer drops tensors one by one: a weight of another width, not its bias."""
+
+    @pytest.mark.parametrize("kept", ["weight", "bias"])
+    def test_the_rpns_counts_as_new(self, hook, dicts, mapper, tmp_path, kept):
+        source = with_own_biases(tiny_rcnn(stock=True), RPN, PREDICTOR)
+        dropped = RPN if kept == "weight" else RPN.replace("bias", "weight")
+        model = load(tiny_rcnn(), source, tmp_path, drop=lambda key: key == dropped)
+        train(model, hook())
+        assert_filled(bias(model, RPN), measured(dicts, mapper)[1])
+        assert torch.equal(bias(model, PREDICTOR), bias(source, PREDICTOR))
+
+    def test_a_predictors_counts_as_new(self, hook, tmp_path):
+        source = with_own_biases(tiny_rcnn(stock=True), RPN, PREDICTOR)
+        model = tiny_rcnn(predictor={"softmax_prior": 0.1})
+        weight = PREDICTOR.replace("bias", "weight")
+        load(model, source, tmp_path, drop=lambda key: key == weight)
+        train(model, hook())
+        scores = bias(model, PREDICTOR).softmax(dim=0)
+        assert scores.tolist() == pytest.approx([0.1, 0.1, 0.1, 0.7], rel=1e-5)
+
+
+def test_a_second_call_of_train_leaves_what_was_trained(hook, tmp_path):
+    model, hook = tiny_rcnn(), hook()
+    trainer = train(model, hook, lr=0.05)
+    trained = bias(model, RPN)
+    trainer.train(0, 0)  # the hooks alone
+    assert torch.equal(bias(model, RPN), trained)
+    assert hook.state_dict()["prior"] == model.proposal_generator.prior
+
+
+def test_comparing_a_loaded_head_leaves_frozen_parts_frozen(hook, tmp_path):
+    source = with_own_biases(tiny_rcnn(stock=True), RPN)
+    model = load(tiny_rcnn(), source, tmp_path)
+    model.train()
+    model.backbone.eval()
+    hook = hook()
+    hook.trainer = SimpleNamespace(model=model, start_iter=0)
+    hook.before_train()
+    assert not any(m.training for m in model.backbone.modules())
+    assert model.training and model.proposal_generator.rpn_head.training
+
+
 class TestFasterRCNN:
     def _source(self, num_classes=3, kind="faster", **kwargs):
         keys = [RPN, PREDICTOR]
