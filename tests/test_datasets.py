@@ -13,7 +13,7 @@ from tiny_run import NUM_CLASSES, NUM_TRAIN, NUM_VAL, run, trainer, write_config
 
 from sampling_free.config import load_config
 from sampling_free.data import register_coco
-from sampling_free.datasets import dataset_names, load_dataset
+from sampling_free.datasets import dataset_names, load_dataset, num_classes_of
 from sampling_free.datasets import test_loader as make_test_loader
 from sampling_free.errors import BadInput
 
@@ -107,6 +107,30 @@ def test_a_class_count_that_does_not_fit_is_refused(name):
 def test_a_model_without_a_class_count_is_not_checked(name):
     in_memory(name, [[GOOD]])
     assert len(load_dataset(node(name), OmegaConf.create({"roi_heads": {}}))) == 1
+
+
+@pytest.mark.parametrize(
+    "architecture, key",
+    [
+        ("GeneralizedRCNN", "ROI_HEADS"),
+        ("PanopticFPN", "ROI_HEADS"),
+        ("RetinaNet", "RETINANET"),
+        ("SamplingFreeRetinaNet", "RETINANET"),
+        ("SamplingFreeFCOS", "RETINANET"),
+    ],
+)
+def test_the_class_count_of_a_yaml_config_is_that_of_its_architecture(architecture, key):
+    classes = {"ROI_HEADS": {"NUM_CLASSES": 3}, "RETINANET": {"NUM_CLASSES": 3}}
+    classes[key]["NUM_CLASSES"] = 2
+    model = {"META_ARCHITECTURE": architecture, **classes}
+    assert num_classes_of(OmegaConf.create({"cfg": {"MODEL": model}})) == 2
+
+
+def test_the_class_count_of_a_lazy_config_and_of_none():
+    assert num_classes_of(OmegaConf.create({"num_classes": 4})) == 4
+    assert num_classes_of(OmegaConf.create({"roi_heads": {"num_classes": 5}})) == 5
+    assert num_classes_of(OmegaConf.create({"backbone": 1})) is None
+    assert num_classes_of(None) is None
 
 
 def test_boxes_that_are_malformed_are_left_out(name):

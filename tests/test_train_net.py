@@ -29,6 +29,8 @@ from tiny_run import (
 
 import train_net as script
 
+FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -252,6 +254,32 @@ def test_missing_and_broken_configs(main, tmp_path):
 def test_a_mistake_in_an_override_is_one_line(main, config, monkeypatch, override, parts):
     monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
     line = refused(main, "--config-file", config, override)
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["COCO-Detection/faster_rcnn_R_50_FPN_1x.yml"], ["no such config file"]),
+        (["COCO-Detection/nothing.yaml"], ["COCO-Detection/nothing.yaml: no such config file"]),
+        ([FASTER, "SOLVER.MAX_ITR", "5"], ["SOLVER.MAX_ITR", "SOLVER.MAX_ITER?"]),
+        ([FASTER, "SOLVER.MAX_ITER"], ["SOLVER.MAX_ITER", "value is missing"]),
+        ([FASTER, "SOLVER.MAX_ITER", "many"], ["SOLVER.MAX_ITER many", "int"]),
+        ([FASTER, "SOLVER.MAX_ITER", "5", "train.max_itr=3"], ["train.max_itr"]),
+        ([FASTER, "DATASETS.TRAIN", "('coco_2017_trian',)"], ["'coco_2017_trian'"]),
+        ([FASTER], ["coco_2017_train", "DETECTRON2_DATASETS"]),
+        (["--sampling-free", FASTER], ["coco_2017_train", "DETECTRON2_DATASETS"]),
+        (["--sampling-free", "Misc/semantic_R_50_FPN_1x.yaml"], ["SemanticSegmentor"]),
+        (["--sampling-free", "Misc/torchvision_imagenet_R_50.py"], ["ClassificationNet"]),
+        (["--eval-only", "--sampling-free", FASTER, "MODEL.WEIGHTS", "''"], ["needs weights"]),
+        (["--eval-only", FASTER, "MODEL.WEIGHTS", "no.pth"], ["no.pth: no such checkpoint"]),
+    ],
+)
+def test_a_mistake_with_a_config_of_the_model_zoo_is_one_line(main, monkeypatch, arguments, parts):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
+    i = next(i for i, x in enumerate(arguments) if not x.startswith("--"))
+    words = [*arguments[:i], "--config-file", arguments[i]]
+    line = refused(main, *words, *arguments[i + 1 :])
     assert all(part in line for part in parts), line
 
 

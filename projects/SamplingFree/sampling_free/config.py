@@ -55,16 +55,15 @@ def load_config(path, overrides=(), sampling_free=False):
     path = find_config(path)
     if is_cfg_node_file(path):
         node = read_cfg_node(path)
-        node = convert(node) if sampling_free else node
+        node = _naming_file(path, convert, node) if sampling_free else node
         pairs, overrides = _split_overrides(node, overrides)
         _apply_pairs(node, pairs)
         cfg = lazy_from_cfg_node(node)
     else:
         cfg = _load(path)
-        if sampling_free:
-            cfg = convert(cfg)
-    if not isinstance(cfg, DictConfig) or cfg._is_none():
-        raise BadInput(f"{path}: empty")
+        if not isinstance(cfg, DictConfig) or cfg._is_none():
+            raise BadInput(f"{path}: empty")
+        cfg = _naming_file(path, convert, cfg) if sampling_free else cfg
     for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
         if key not in cfg:
             raise BadInput(f"{path}: has no {key!r}; is it a whole LazyConfig, not a part of one?")
@@ -80,6 +79,14 @@ def load_config(path, overrides=(), sampling_free=False):
     return cfg
 
 
+def _naming_file(path, function, cfg):
+    """``function(cfg)``; a line of its errors names the file."""
+    try:
+        return function(cfg)
+    except BadInput as e:
+        raise BadInput(f"{path}: {e}") from None
+
+
 def find_config(path):
     """The config file of that name, or else the one of Detectron2's model zoo."""
     if not path:
@@ -93,11 +100,14 @@ def find_config(path):
 
 
 def _split_overrides(node, overrides):
-    """Those of a CfgNode, "KEY", "VALUE", and the others, "key=value"."""
+    """Those of a CfgNode, "KEY", "VALUE" or "KEY=VALUE", and the others, "key=value"."""
     pairs, others, rest = [], [], list(overrides)
     while rest:
         word = rest.pop(0)
-        if "=" in word or word.startswith("--"):
+        key, equals, value = word.partition("=")
+        if equals and key.split(".")[0] in node:
+            pairs.append((key, value))
+        elif equals or word.startswith("--"):
             others.append(word)
         elif not rest:
             raise BadInput(f"{word}: its value is missing; write {word} VALUE")
@@ -118,6 +128,8 @@ def _apply_pairs(node, pairs):
                 raise BadInput(f"{key}: unknown key {part!r} in {where}; {hint}")
             parent = parent[part]
             done.append(part)
+        if isinstance(parent, CfgNode):
+            raise BadInput(f"{key}: is a node; give one of its keys: {', '.join(parent)}")
         try:
             node.merge_from_list([key, value])
         except (ValueError, AssertionError, KeyError) as e:

@@ -23,7 +23,7 @@ from detectron2.modeling.roi_heads import (
     Res5ROIHeads,
     StandardROIHeads,
 )
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from .datasets import target_of
 from .detectors.bias import AUTO
@@ -37,7 +37,7 @@ from .detectors.roi_heads import (
 )
 from .detectors.rpn import SamplingFreeRPN
 from .errors import BadInput
-from .yaml_config import add_sampling_free_config
+from .yaml_config import add_sampling_free_config, cfg_node, meta_architecture, plain
 
 # The authors' final code. FCOS compares it with sqrt(class score * centerness).
 SCORE_THRESH = 1e-3
@@ -75,9 +75,13 @@ def convert(cfg, quiet=False):
     if isinstance(cfg, CfgNode):
         converted = _convert_yaml(cfg, changes)
     elif isinstance(cfg, DictConfig) and ("model" in cfg or "_target_" in cfg):
-        converted = copy.deepcopy(cfg)
-        model = converted if "_target_" in converted else converted.model
-        _convert_model(model, changes)
+        converted = _copy(cfg)
+        with read_write(converted), open_dict(converted):
+            model = converted if "_target_" in converted else converted.model
+            if _is_of_yaml(model):
+                converted.cfg = plain(_convert_yaml(cfg_node(converted.cfg), changes))
+            else:
+                _convert_model(model, changes)
     else:
         raise BadInput(
             f"convert() takes a LazyConfig, its model node or a CfgNode, not {type(cfg).__name__}"
@@ -87,6 +91,20 @@ def convert(cfg, quiet=False):
     return converted
 
 
+def _copy(cfg):
+    """A copy of a node within a copy of all that it may refer to."""
+    key = cfg._get_full_key("")
+    root = copy.deepcopy(cfg._get_root())
+    return OmegaConf.select(root, key) if key else root
+
+
+def _is_of_yaml(model):
+    """Whether a model node stands for a YAML config, as in the config.yaml that a run saves."""
+    name = f"{meta_architecture.__module__}.{meta_architecture.__qualname__}"
+    target = model.get("_target_", None) if isinstance(model, DictConfig) else None
+    return target in (meta_architecture, name)
+
+
 class _Node:
     """A call of a LazyConfig that notes its changes."""
 
@@ -94,7 +112,12 @@ class _Node:
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise BadInput(f"{where}: is {_name(type(node))}, no call (L(...)) to convert")
         self.node, self.where, self.changes = node, where, changes
-        self.target = target_of(node)
+        try:
+            self.target = target_of(node)
+        except Exception as e:  # whatever the import of a user's module raises
+            raise BadInput(
+                f"{where}._target_ = {node._target_}: cannot be imported ({e})"
+            ) from None
 
     def child(self, key):
         return _Node(self.node[key], f"{self.where}.{key}", self.changes)
@@ -108,7 +131,7 @@ class _Node:
 
     def swap(self, table):
         """Exchanges the target; False if it was exchanged before."""
-        if self.target in table.values():
+        if isinstance(self.target, type) and issubclass(self.target, tuple(table.values())):
             return False
         if self.target not in table:
             raise BadInput(self.refusal(table))
@@ -148,7 +171,8 @@ class _Node:
         if self.node.get("box_reg_loss_type", "smooth_l1") != "smooth_l1":
             return
         weight = self.node.get("loss_weight", 1.0)
-        weights = {cls: weight, loc: weight} if isinstance(weight, float) else dict(weight)
+        is_number = isinstance(weight, (int, float))
+        weights = {cls: float(weight), loc: float(weight)} if is_number else dict(weight)
         self.set("loss_weight", {**weights, loc: weights.get(loc, 1.0) * COORDINATE})
 
     def start_from_the_prior(self):
@@ -157,11 +181,15 @@ class _Node:
 
     def require_bias(self, key, layer):
         """The head at ``key`` must have ``layer``.bias; one of Detectron2's own has."""
-        head = self.node[key]
-        if isinstance(head, DictConfig):
-            if target_of(head) in HEADS:
-                return
-            head = instantiate(head)
+        try:
+            head = self.node[key]
+            if isinstance(head, DictConfig):
+                if target_of(head) in HEADS:
+                    return
+                head = instantiate(head)
+        except Exception as e:  # of OmegaConf, or whatever the head raises
+            line = f"{type(e).__name__}: {e}"
+            raise BadInput(f"{self.where}.{key}: cannot be built ({line})") from None
         try:
             bias = head.get_parameter(f"{layer}.bias")
         except AttributeError:
@@ -181,13 +209,14 @@ def _convert_model(node, changes):
         _convert_proposals(model)
         _convert_roi_heads(model)
         return
-    if model.target not in (*DENSE, *DENSE.values()):
+    known = isinstance(model.target, type) and issubclass(model.target, tuple(DENSE.values()))
+    if not known and model.target not in DENSE:
         raise BadInput(model.refusal({**DENSE, **{x: x for x in RCNNS}}))
     model.require_bias("head", "cls_score")
     model.swap(DENSE)
     model.drop("focal_loss_alpha", "focal_loss_gamma")
     model.start_from_the_prior()
-    if model.node._target_ is SamplingFreeFCOS:
+    if issubclass(target_of(model.node), SamplingFreeFCOS):
         model.lower("test_score_thresh", FCOS_SCORE_THRESH, 0.2)
     else:
         model.lower("test_score_thresh", SCORE_THRESH, 0.05)
@@ -268,12 +297,14 @@ def _convert_yaml(cfg, changes):
                 unused("MODEL.ROI_HEADS", "BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION")
             thresholds = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": SCORE_THRESH}
     elif cfg.MODEL.META_ARCHITECTURE == SamplingFreeFCOS.__name__:
-        thresholds = {"MODEL.FCOS.SCORE_THRESH_TEST": FCOS_SCORE_THRESH}
+        thresholds = {"MODEL.SAMPLING_FREE.FCOS.SCORE_THRESH_TEST": FCOS_SCORE_THRESH}
     else:
         thresholds = {"MODEL.RETINANET.SCORE_THRESH_TEST": SCORE_THRESH}
     for key, limit in thresholds.items():
         assign(key, min(limit, _select(cfg, key)))
-    if changes and cfg.MODEL.SAMPLING_FREE.PRIOR is None:
+    dense = cfg.MODEL.META_ARCHITECTURE not in rcnns
+    has_prior = dense or cfg.MODEL.PROPOSAL_GENERATOR.NAME == SamplingFreeRPN.__name__
+    if changes and has_prior and cfg.MODEL.SAMPLING_FREE.PRIOR is None:
         changes.append("MODEL.SAMPLING_FREE.PRIOR: None, measured before the first iteration")
     if frozen:
         cfg.freeze()

@@ -55,28 +55,40 @@ def load_dataset(node, model_node=None, is_train=True):
         ) from None
     except AssertionError as e:  # Detectron2's way to say that nothing is left
         raise BadInput(f"data set {label}: {e}") from None
-    num_classes = num_classes_of(model_node)
+    key, num_classes = _class_count(model_node)
     if num_classes is None:
         return dicts
     classes = MetadataCatalog.get(names[0]).get("thing_classes") if names else None
     if is_train:
-        return check_dataset(dicts, num_classes, classes, label)
-    check_num_classes(num_classes, classes, label)
+        return check_dataset(dicts, num_classes, classes, label, key)
+    check_num_classes(num_classes, classes, label, key)
     return dicts
 
 
 def num_classes_of(model_node):
     """Classes that a model node detects, or None if it does not say so."""
-    keys = ["num_classes", "roi_heads.num_classes"]
-    dense = ("RetinaNet", "SamplingFreeRetinaNet", "SamplingFreeFCOS")
+    return _class_count(model_node)[1]
+
+
+# MODEL.META_ARCHITECTURE of a YAML config -> the node with its NUM_CLASSES
+_YAML_CLASSES = {
+    **dict.fromkeys(("RetinaNet", "SamplingFreeRetinaNet", "SamplingFreeFCOS"), "RETINANET"),
+    **dict.fromkeys(("GeneralizedRCNN", "PanopticFPN"), "ROI_HEADS"),
+}
+
+
+def _class_count(model_node):
+    """The key of the class count, as a user writes it, and its value; None, None without."""
     if model_node is not None and "cfg" in model_node:  # of a YAML config
-        in_roi_heads = model_node.cfg.MODEL.META_ARCHITECTURE not in dense
-        keys = [f"cfg.MODEL.{'ROI_HEADS' if in_roi_heads else 'RETINANET'}.NUM_CLASSES"]
-    for key in keys if model_node is not None else ():
-        found = OmegaConf.select(model_node, key)
-        if found is not None:
-            return found
-    return None
+        node = _YAML_CLASSES.get(model_node.cfg.MODEL.META_ARCHITECTURE)
+        if node:
+            return f"MODEL.{node}.NUM_CLASSES", model_node.cfg.MODEL[node].NUM_CLASSES
+    elif model_node is not None:
+        for key in ("num_classes", "roi_heads.num_classes"):
+            found = OmegaConf.select(model_node, key)
+            if found is not None:
+                return f"model.{key}", found
+    return None, None
 
 
 def test_loader(node, model_node):

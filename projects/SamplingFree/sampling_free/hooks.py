@@ -60,6 +60,9 @@ class FinalPictures(HookBase):
         threshold_file = os.path.join(train.output_dir, best_threshold.FILE_NAME)
         if os.path.isfile(threshold_file):
             threshold = best_threshold.BestThreshold.load(threshold_file).display_threshold
+        if "test" not in self.cfg.dataloader:
+            logger.info(f"Losses and r: {plot}. No pictures: the config has no test set.")
+            return
         node = self.cfg.dataloader.test
         paths = save_prediction_pictures(
             getattr(self.trainer.model, "module", self.trainer.model),

@@ -18,6 +18,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -28,6 +29,7 @@ from detectron2.evaluation import (
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 
@@ -45,7 +47,7 @@ EVALUATORS = {
 
 
 def add_sampling_free_config(cfg):
-    """Adds the nodes ``MODEL.SAMPLING_FREE`` and ``MODEL.FCOS`` to a CfgNode, in place."""
+    """Adds the node ``MODEL.SAMPLING_FREE`` to a CfgNode, in place."""
     cfg.MODEL.SAMPLING_FREE = node = CfgNode()
     # Of the RetinaNet, the FCOS or the RPN. None: measured on the training set before the first
     # iteration; a number in (0, 1) wins.
@@ -60,20 +62,21 @@ def add_sampling_free_config(cfg):
     # RoI head: foreground proposals of an image that the mask head sees at most; None: all.
     node.MAX_MASK_POSITIVES = None
 
-    cfg.MODEL.FCOS = node = CfgNode()  # the rest is in MODEL.RETINANET
-    node.NORM = "GN"
-    node.CENTER_SAMPLING_RADIUS = 1.5  # in strides
-    node.SCORE_THRESH_TEST = 0.2  # of sqrt(class score * centerness)
-    node.NMS_THRESH_TEST = 0.6
+    fcos = node.FCOS = CfgNode()  # the rest is in MODEL.RETINANET
+    fcos.NORM = "GN"
+    fcos.CENTER_SAMPLING_RADIUS = 1.5  # in strides
+    fcos.SCORE_THRESH_TEST = 0.2  # of sqrt(class score * centerness)
+    fcos.NMS_THRESH_TEST = 0.6
 
 
 def is_cfg_node_file(path):
     """Whether a file is a YAML config of Detectron2, and not a LazyConfig that a run has saved."""
     if not path.endswith((".yaml", ".yml")):
         return False
-    with PathManager.open(path) as f:
-        keys = re.findall(r"^(\w+)\s*:", f.read(), re.MULTILINE)
-    return any(key.upper() == key for key in keys)
+    with PathManager.open(path, "rb") as f:
+        keys = set(re.findall(rb"^(\w+)\s*:", f.read(), re.MULTILINE))
+    own = {b"_BASE_", *(key.encode() for key in get_cfg())}
+    return bool(keys & own) and not keys & {b"model", b"train", b"dataloader"}
 
 
 def read_cfg_node(path):
@@ -100,6 +103,7 @@ def lazy_from_cfg_node(cfg):
     Returns:
         DictConfig: with the nodes of a LazyConfig.
     """
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     for key, is_on in {
         "TEST.PRECISE_BN.ENABLED": cfg.TEST.PRECISE_BN.ENABLED,
         "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
@@ -157,7 +161,7 @@ def lazy_from_cfg_node(cfg):
         dataloader["evaluator"] = _evaluator(cfg)
     return OmegaConf.create(
         dict(
-            cfg=_plain(cfg),
+            cfg=plain(cfg),
             model=L(meta_architecture)(cfg="${cfg}"),
             optimizer=optimizer,
             lr_multiplier=L(learning_rate_schedule)(cfg="${cfg}"),
@@ -187,13 +191,25 @@ def cfg_node(cfg):
 def meta_architecture(cfg):
     """The model; moved to its device by the trainer."""
     node = cfg_node(cfg)
-    return META_ARCH_REGISTRY.get(node.MODEL.META_ARCHITECTURE)(node)
+    try:
+        return META_ARCH_REGISTRY.get(node.MODEL.META_ARCHITECTURE)(node)
+    except KeyError as e:
+        if "registry" not in str(e):
+            raise
+        raise BadInput(f"the YAML config names what is not registered: {e}") from None
 
 
 def learning_rate_schedule(cfg):
     """The multiplier of the learning rate, as Detectron2 makes it."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    return build_lr_scheduler(cfg_node(cfg), optimizer)._multiplier
+    try:
+        return build_lr_scheduler(cfg_node(cfg), optimizer)._multiplier
+    except (ValueError, AssertionError) as e:
+        node = cfg.SOLVER
+        raise BadInput(
+            f"SOLVER: no schedule from LR_SCHEDULER_NAME = {node.LR_SCHEDULER_NAME}, STEPS = "
+            f"{node.STEPS} and MAX_ITER = {node.MAX_ITER}: {e}"
+        ) from None
 
 
 def dataset_mapper(cfg, is_train):
@@ -203,7 +219,8 @@ def dataset_mapper(cfg, is_train):
 def dataset_dicts(cfg, names, is_train):
     """As Detectron2's loaders get them from a CfgNode."""
     node = cfg_node(cfg)
-    files = node.DATASETS.PROPOSAL_FILES_TRAIN if is_train else node.DATASETS.PROPOSAL_FILES_TEST
+    sets = node.DATASETS
+    files = sets.PROPOSAL_FILES_TRAIN if is_train else sets.PROPOSAL_FILES_TEST[:1]
     min_keypoints = node.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     return get_detection_dataset_dicts(
         names,
@@ -240,8 +257,8 @@ def _evaluator(cfg):
     return nodes[0] if len(nodes) == 1 else nodes
 
 
-def _plain(cfg):
+def plain(cfg):
     """A CfgNode as nested dicts and lists."""
     if isinstance(cfg, dict):
-        return {key: _plain(value) for key, value in cfg.items()}
-    return [_plain(x) for x in cfg] if isinstance(cfg, (list, tuple)) else cfg
+        return {key: plain(value) for key, value in cfg.items()}
+    return [plain(x) for x in cfg] if isinstance(cfg, (list, tuple)) else cfg

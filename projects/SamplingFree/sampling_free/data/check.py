@@ -88,11 +88,11 @@ def _is_numbers(box, length):
         return False
 
 
-def check_num_classes(num_classes, thing_classes, name):
+def check_num_classes(num_classes, thing_classes, name, key="model.num_classes"):
     """Make sure that a model has as many classes as a data set.
 
     Args:
-        num_classes, thing_classes, name: as in :func:`check_dataset`.
+        num_classes, thing_classes, name, key: as in :func:`check_dataset`.
 
     Raises:
         BadInput: it has not.
@@ -100,11 +100,11 @@ def check_num_classes(num_classes, thing_classes, name):
     if thing_classes is not None and len(thing_classes) != num_classes:
         raise BadInput(
             f"data set {name!r} has {len(thing_classes)} classes ({_shortened(thing_classes)}) "
-            f"but model.num_classes={num_classes}: set model.num_classes={len(thing_classes)}"
+            f"but {key}={num_classes}: set {key}={len(thing_classes)}"
         )
 
 
-def check_dataset(dicts, num_classes, thing_classes, name):
+def check_dataset(dicts, num_classes, thing_classes, name, key="model.num_classes"):
     """Clean a data set and make sure that a model with ``num_classes`` can be trained on it.
 
     Args:
@@ -112,6 +112,7 @@ def check_dataset(dicts, num_classes, thing_classes, name):
         num_classes (int): the classes of the model, K.
         thing_classes (sequence[str] or None): the data set's class names, if it has them.
         name (str): the registered name, for the messages.
+        key (str): where the config has ``num_classes``, for the messages.
 
     Returns:
         list[dict]: the dicts as ``clean_dicts`` returns them.
@@ -119,7 +120,7 @@ def check_dataset(dicts, num_classes, thing_classes, name):
     Raises:
         BadInput: the class count or a category id does not fit, or no image has an object.
     """
-    check_num_classes(num_classes, thing_classes, name)
+    check_num_classes(num_classes, thing_classes, name, key)
     dicts = clean_dicts(dicts, name)
     num_objects = 0
     for record in dicts:
@@ -129,7 +130,7 @@ def check_dataset(dicts, num_classes, thing_classes, name):
                 where = record.get("file_name", record.get("image_id"))
                 raise BadInput(
                     f"data set {name!r}: category_id={k} in {where} is outside "
-                    f"0..{num_classes - 1}: correct the annotation or set model.num_classes"
+                    f"0..{num_classes - 1}: correct the annotation or set {key}"
                 )
             num_objects += not annotation.get("iscrowd", 0)
     if num_objects == 0:

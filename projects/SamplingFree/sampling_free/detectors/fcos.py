@@ -54,8 +54,8 @@ class SamplingFreeFCOS(PriorBias, FCOS):
 
     @classmethod
     def from_config(cls, cfg):
-        """From Detectron2's RetinaNet YAML, which FCOS has in common but for ``MODEL.FCOS``."""
-        retinanet, fcos = cfg.MODEL.RETINANET, cfg.MODEL.FCOS
+        """From Detectron2's RetinaNet YAML, of which FCOS has most in common."""
+        retinanet, fcos = cfg.MODEL.RETINANET, cfg.MODEL.SAMPLING_FREE.FCOS
         backbone = build_backbone(cfg)
         shapes = [backbone.output_shape()[f] for f in retinanet.IN_FEATURES]
         head = FCOSHead(
