@@ -648,7 +648,8 @@ def test_own_sizes_weights_and_subclass_of_an_rcnn():
     node.roi_heads.box_predictor.smooth_l1_beta = 0.5
     result = convert(cfg, quiet=True).model
     assert result._target_ is OwnRCNN
-    assert result.proposal_generator.loss_weight == 3.0  # GIoU has no coordinates to average
+    # GIoU has no coordinates to average: times the positive fraction.
+    assert result.proposal_generator.loss_weight == {"loss_rpn_cls": 3.0, "loss_rpn_loc": 1.5}
     predictor = result.roi_heads.box_predictor
     assert predictor.loss_weight == {"loss_cls": 1.0, "loss_box_reg": 0.5}
     assert predictor.smooth_l1_beta == 0.5 and predictor.num_classes == 2
@@ -814,7 +815,7 @@ def test_settings_of_this_project_in_a_cfg_node_stay():
     result = convert(cfg, quiet=True)
     assert result.MODEL.SAMPLING_FREE == cfg.MODEL.SAMPLING_FREE
     assert result.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 1e-5
-    assert result.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT == 1.0
+    assert result.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT == 0.25  # the positive fraction
     assert result.MODEL.RPN.BBOX_REG_LOSS_WEIGHT == 0.25
     assert result.USERS_OWN.KEY == 1
 

@@ -15,10 +15,11 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, SimpleTrainer
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch import ProposalNetwork
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import BoxMode
 from tiny import WIDTH, batch, log_lines, mapper_of, stock_retinanet, tiny_retinanet, write_dicts
-from tiny_detectors import rcnn_batch, stock_fcos, tiny_fcos, tiny_rcnn
+from tiny_detectors import PIXELS, rcnn_batch, stock_fcos, tiny_fcos, tiny_rcnn
 
 from sampling_free import BadInput, PriorInit, add_sampling_free_config, prior_init
 from sampling_free.estimate import PriorEstimate
@@ -139,6 +140,19 @@ class TestHalfALayer:
         train(model, hook())
         scores = bias(model, PREDICTOR).softmax(dim=0)
         assert scores.tolist() == pytest.approx([0.1, 0.1, 0.1, 0.7], rel=1e-5)
+
+
+def test_a_proposal_network_is_compared_too(hook, dicts, mapper, tmp_path):
+    def network(model):
+        return ProposalNetwork(
+            backbone=model.backbone, proposal_generator=model.proposal_generator, **PIXELS
+        )
+
+    source = with_own_biases(tiny_rcnn(stock=True), RPN)
+    model = load(network(tiny_rcnn()), network(source), tmp_path)
+    lines = train(model, hook()).lines
+    mean = mean_objectness(source, dicts, mapper)
+    assert f"mean score is {mean:.3e}" in only(lines, RPN, "came with the checkpoint and stays")
 
 
 def test_a_second_call_of_train_leaves_what_was_trained(hook, tmp_path):

@@ -41,7 +41,7 @@ from tiny_run import (
 )
 
 import sampling_free
-from sampling_free import BadInput, PriorInit, add_sampling_free_config, convert
+from sampling_free import BadInput, PriorInit, add_sampling_free_config, convert, engine
 from sampling_free.config import load_config
 from sampling_free.data import register_synthetic
 from sampling_free.datasets import dataset_names, load_dataset
@@ -167,7 +167,7 @@ def test_the_keys_and_their_defaults():
         "FCOS": {
             "NORM": "GN",
             "CENTER_SAMPLING_RADIUS": 1.5,
-            "SCORE_THRESH_TEST": 0.2,
+            "SCORE_THRESH_TEST": 0.0316,
             "NMS_THRESH_TEST": 0.6,
         },
     }
@@ -347,7 +347,8 @@ def test_fcos_from_the_yaml_of_retinanet():
         ours, stock = build_model(cfg), instantiate(lazy)
     shapes = [{k: v.shape for k, v in m.head.state_dict().items()} for m in (ours, stock)]
     assert shapes[0] == shapes[1]
-    for name in ("test_score_thresh", "test_nms_thresh", "center_sampling_radius", "num_classes",
+    assert ours.test_score_thresh == 0.0316
+    for name in ("test_nms_thresh", "center_sampling_radius", "num_classes",
                  "test_topk_candidates", "max_detections_per_image"):  # fmt: skip
         assert getattr(ours, name) == getattr(stock, name), name
     assert [m.num_groups for m in of_class(ours.head, torch.nn.GroupNorm)] == [32] * 8
@@ -1004,7 +1005,8 @@ RUNS = [(name, how) for name in BASES for how in (True, False) if (name, how) !=
 
 
 @pytest.mark.parametrize("name, converts", RUNS)
-def test_default_trainer_gives_the_same_weights(tiny, name, converts):
+def test_default_trainer_gives_the_same_weights(tiny, name, converts, monkeypatch):
+    monkeypatch.setattr(engine, "seed_step", lambda *args: None)  # DefaultTrainer has none
     base, pairs = BASES[name]
     ours = converts or name == "fcos"
     config, pairs = tiny(base), [*pairs, "DATASETS.TEST", "()"]
@@ -1026,6 +1028,21 @@ def test_default_trainer_gives_the_same_weights(tiny, name, converts):
     assert (Path(made.cfg.train.output_dir) / "prior.json").exists() == ours
 
 
+def test_overrides_cannot_undo_the_conversion(tmp_path):
+    pairs = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+             "True", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02"]  # fmt: skip
+    node = cfg_node(load_config(FASTER, pairs, True).cfg)
+    assert node.MODEL.ROI_HEADS.NAME == "SamplingFreeCascadeROIHeads"
+    assert node.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.02  # the user's word stands
+
+
+def test_key_equals_value_and_whole_nodes():
+    cfg = load_config(FASTER, ["SOLVER.MAX_ITER=10", "train.log_period=3"])
+    assert (cfg.train.max_iter, cfg.train.log_period) == (10, 3)
+    with pytest.raises(BadInput, match="MODEL.RPN: is a node; give one of its keys: .*HEAD_NAME"):
+        load_config(FASTER, ["MODEL.RPN", "3"])
+
+
 def test_the_weights_are_trained(tiny):
     made = trainer(tiny(FASTER), "DATASETS.TEST", "()")
     before = state_of(made.model)
@@ -1037,14 +1054,17 @@ def test_the_weights_are_trained(tiny):
     assert {"guide/rpn/r", "guide/roi/r", "loss_rpn_cls", "loss_cls", "lr"} <= set(rows[3])
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(tiny, tmp_path):
-    whole = trainer(tiny(FASTER), "DATASETS.TEST", "()")
+@pytest.mark.parametrize("ours", [True, False])  # the stock one draws its samples
+def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(tiny, tmp_path, ours):
+    options = dict(sampling_free=ours)
+    whole = trainer(tiny(FASTER), "DATASETS.TEST", "()", **options)
     whole.train()
     out, part = tmp_path / "out", tmp_path / "part"
     part.mkdir()
     shutil.copy(out / "model_0000001.pth", part)
     (part / "last_checkpoint").write_text("model_0000001.pth")
-    resumed = trainer(tiny(FASTER), "OUTPUT_DIR", str(part), "DATASETS.TEST", "()", resume=True)
+    where = ("OUTPUT_DIR", str(part), "DATASETS.TEST", "()")
+    resumed = trainer(tiny(FASTER), *where, resume=True, **options)
     assert resumed.start_iter == 2
     with log_lines() as lines:
         resumed.train()

@@ -101,7 +101,9 @@ def quick(records):
             for key in ("bbox/AP", "bbox/AP50", "segm/AP")
         ]
         command = f"`python train_net.py --config-file {config}`"
-        rows.append([detector(config), len(runs), *cells, command])
+        finished = [r for r in runs if "bbox/AP" in r]
+        seeds = len(runs) if len(finished) == len(runs) else f"{len(finished)} of {len(runs)}"
+        rows.append([detector(config), seeds, *cells, command])
     head = ["detector", "seeds", "box AP", "box AP50", "mask AP", "command"]
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 

@@ -8,4 +8,5 @@ from ..common.baselines import sampled_baseline
 from .faster_rcnn_R_18_FPN import dataloader, lr_multiplier, model, optimizer, train
 
 sampled_baseline(model)
+model.roi_heads.batch_size_per_image = 128  # of 300 proposals, as 512 of 1000 elsewhere
 train.output_dir = "output/bccd_faster_rcnn_R_18_FPN_sampled"

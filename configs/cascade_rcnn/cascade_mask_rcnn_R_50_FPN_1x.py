@@ -20,5 +20,6 @@ train = _base.train
 
 model = rcnn("cascade_rcnn")
 model.backbone.bottom_up.freeze_at = 2
+model.proposal_generator.post_nms_topk = (2000, 1000)  # of Detectron2's YAML config
 dataloader.train.mapper.use_instance_mask = True
 train.output_dir = "output/cascade_mask_rcnn_R_50_FPN_1x"

@@ -20,4 +20,5 @@ train = _base.train
 
 model = without_masks(rcnn("cascade_rcnn"))
 model.backbone.bottom_up.freeze_at = 2
+model.proposal_generator.post_nms_topk = (2000, 1000)  # of Detectron2's YAML config
 train.output_dir = "output/cascade_rcnn_R_50_FPN_1x"

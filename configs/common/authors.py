@@ -2,8 +2,9 @@
 
 Box losses: smooth L1 with beta 0.11 (RetinaNet), 1/9 (RPN) and 1 (RoI head), their mean over the
 four coordinates, half of it in the RPN; FCOS without centre sampling, its box loss weighted by
-centerness. As they guide the classification losses, these are scaled too. Images have one scale,
-800 px. Biases learn at twice the rate and do not decay.
+centerness (GIoU here as in Detectron2, IoU there). As they guide the classification losses, these
+are scaled too. Images have one scale, 800 px, an R-CNN keeps 1000 proposals. Biases learn at twice
+the rate and do not decay.
 """
 
 
@@ -13,6 +14,7 @@ def authors_recipe(model, dataloader, optimizer):
         rpn, heads = model.proposal_generator, model.roi_heads
         rpn.smooth_l1_beta = 1 / 9
         rpn.loss_weight = {"loss_rpn_loc": 0.125}
+        rpn.post_nms_topk = (1000, 1000)
         cascade = "box_predictors" in heads
         for predictor in heads.box_predictors if cascade else [heads.box_predictor]:
             predictor.smooth_l1_beta = 1.0

@@ -1,7 +1,7 @@
 """An R-CNN that trains on a CPU: P3 to P6, 64 channels, 256 in the box head.
 
 Anchors are half as large as usual, and 300 proposals of an image are kept in training in place of
-1000: the images are small. The baselines sample 128 of them in place of 512.
+1000: the images are small.
 """
 
 from detectron2.layers import ShapeSpec

@@ -44,7 +44,7 @@ def load_config(path, overrides=(), sampling_free=False):
             Detectron2, or the name of a config of its model zoo.
         overrides (list[str]): "key=value" in Hydra's grammar; for a YAML config of Detectron2
             also pairs "KEY", "VALUE".
-        sampling_free (bool): convert it, before the overrides.
+        sampling_free (bool): convert it; a LazyConfig before the overrides, a YAML config after.
 
     Returns:
         DictConfig: a YAML config of Detectron2 as a LazyConfig.
@@ -55,9 +55,12 @@ def load_config(path, overrides=(), sampling_free=False):
     path = find_config(path)
     if is_cfg_node_file(path):
         node = read_cfg_node(path)
-        node = _naming_file(path, convert, node) if sampling_free else node
         pairs, overrides = _split_overrides(node, overrides)
         _apply_pairs(node, pairs)
+        if sampling_free:
+            node = _naming_file(path, convert, node)
+            # What convert() sets and a user may want otherwise.
+            _apply_pairs(node, [x for x in pairs if x[0].endswith("SCORE_THRESH_TEST")])
         cfg = lazy_from_cfg_node(node)
     else:
         cfg = _load(path)

@@ -5,6 +5,7 @@ import logging
 import os
 import weakref
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.data import MetadataCatalog
@@ -168,6 +169,10 @@ class LazyTrainer(DefaultTrainer):
             if hasattr(self.data_loader, "start_iter"):
                 self.data_loader.start_iter = self.start_iter
 
+    def run_step(self):
+        seed_step(self.cfg.train.seed, comm.get_rank(), self.iter)
+        super().run_step()
+
     def train(self):
         """Trains to ``train.max_iter``; returns the last evaluation, checked if so configured."""
         TrainerBase.train(self, self.start_iter, self.max_iter)
@@ -225,6 +230,13 @@ class LazyTrainer(DefaultTrainer):
             if hasattr(module, "guide_log"):
                 for attribute in ("num_batches", "num_empty"):
                     yield f"{name}.{attribute}".lstrip("."), module.guide_log, attribute
+
+
+def seed_step(seed, rank, iteration):
+    """Makes what a step draws (samples, dropout) the same after a resume; -1 seeds nothing."""
+    if seed >= 0:
+        words = np.random.SeedSequence((seed, rank, iteration))
+        torch.manual_seed(int(words.generate_state(1)[0]))
 
 
 def _forget_converted(name, output_dir):

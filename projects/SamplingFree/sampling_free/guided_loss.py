@@ -129,6 +129,7 @@ def check_guide(guide, key="model.guide"):
         constant = math.nan
     if not 0 <= constant < math.inf:
         raise BadInput(
-            f"{key}={guide!r} is unknown; known: 'iteration', or a number >= 0 as a constant"
+            f"{key}={guide!r} is unknown; known: 'iteration', or a number >= 0 as a constant "
+            "(YAML: MODEL.SAMPLING_FREE.GUIDE)"
         )
     return constant

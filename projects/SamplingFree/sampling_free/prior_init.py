@@ -12,6 +12,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.engine import HookBase
+from detectron2.structures import ImageList
 from detectron2.utils import comm
 
 from .counting import count_anchors
@@ -164,9 +165,11 @@ class PriorInit(HookBase):
             return math.nan
         training = [m for m in model.modules() if m.training]
         model.eval()
-        logits = head.class_logits(model.backbone(model.preprocess_image(images).tensor))
-        for module in training:
-            module.training = True
+        try:
+            logits = head.class_logits(model.backbone(_pixels(model, images)))
+        finally:
+            for module in training:
+                module.training = True
         return torch.cat([x.flatten() for x in logits]).double().sigmoid().mean().item()
 
     def _estimate(self, model):
@@ -199,6 +202,14 @@ class PriorInit(HookBase):
             os.makedirs(self.output_dir, exist_ok=True)
             estimate.save(os.path.join(self.output_dir, FILE_NAME))
         return estimate
+
+
+def _pixels(model, images):
+    """(N, 3, H, W), normalised and padded, also for a ``ProposalNetwork``, which has no method."""
+    if hasattr(model, "preprocess_image"):
+        return model.preprocess_image(images).tensor
+    pixels = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in images]
+    return ImageList.from_tensors(pixels, model.backbone.size_divisibility).tensor
 
 
 def _agree(function):

@@ -58,7 +58,7 @@ class PrecisionTrainer(SimpleTrainer):
     def _describe(self, losses, data):
         terms = {name: value.item() for name, value in losses.items()}
         latest = get_event_storage().latest()
-        guide = {k: v for k, (v, _) in latest.items() if k.startswith("guide/")}
+        guide = {k: v for k, (v, _) in latest.items() if "guide/" in k}
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         files = [record.get("file_name", "?") for record in data]
         return (

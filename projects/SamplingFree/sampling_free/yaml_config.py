@@ -65,7 +65,7 @@ def add_sampling_free_config(cfg):
     fcos = node.FCOS = CfgNode()  # the rest is in MODEL.RETINANET
     fcos.NORM = "GN"
     fcos.CENTER_SAMPLING_RADIUS = 1.5  # in strides
-    fcos.SCORE_THRESH_TEST = 0.2  # of sqrt(class score * centerness)
+    fcos.SCORE_THRESH_TEST = 0.0316  # of sqrt(class score * centerness)
     fcos.NMS_THRESH_TEST = 0.6
 
 
@@ -122,6 +122,7 @@ def lazy_from_cfg_node(cfg):
         device="${cfg.MODEL.DEVICE}",
         seed="${cfg.SEED}",
         cudnn_benchmark="${cfg.CUDNN_BENCHMARK}",
+        float32_precision=cfg.get("FLOAT32_PRECISION", ""),  # newer than v0.6
         expected_results="${cfg.TEST.EXPECTED_RESULTS}",
         clip_gradients={
             key: f"${{cfg.SOLVER.CLIP_GRADIENTS.{key.upper()}}}"
@@ -234,8 +235,9 @@ def train_loader(dataset, *, cfg, seed, **kwargs):
     """The replayable loader with the sampler that ``DATALOADER.SAMPLER_TRAIN`` names."""
     node, sampler = cfg.DATALOADER, None
     if node.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        newer = {"sqrt": node.REPEAT_SQRT} if "REPEAT_SQRT" in node else {}
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset, node.REPEAT_THRESHOLD
+            dataset, node.REPEAT_THRESHOLD, **newer
         )
         sampler = RepeatFactorTrainingSampler(factors, seed=seed if seed >= 0 else None)
     elif node.SAMPLER_TRAIN != "TrainingSampler":

@@ -80,7 +80,8 @@ class PriorBias(ClassifierBias):
             self.set_prior(float(prior))
         except (TypeError, ValueError):
             raise BadInput(
-                f"{self.prior_key}={prior!r} is neither 'auto' nor a number in (0, 1)"
+                f"{self.prior_key}={prior!r} is neither 'auto' nor a number in (0, 1) "
+                "(YAML: MODEL.SAMPLING_FREE.PRIOR)"
             ) from None
 
     @torch.no_grad()

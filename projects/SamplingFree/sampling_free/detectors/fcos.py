@@ -54,7 +54,11 @@ class SamplingFreeFCOS(PriorBias, FCOS):
 
     @classmethod
     def from_config(cls, cfg):
-        """From Detectron2's RetinaNet YAML, of which FCOS has most in common."""
+        """From Detectron2's RetinaNet YAML, of which FCOS has most in common.
+
+        P6 and P7 are made of C5 then, as that file has it, and not of P5 as in Detectron2's
+        LazyConfig of FCOS.
+        """
         retinanet, fcos = cfg.MODEL.RETINANET, cfg.MODEL.SAMPLING_FREE.FCOS
         backbone = build_backbone(cfg)
         shapes = [backbone.output_shape()[f] for f in retinanet.IN_FEATURES]

@@ -50,8 +50,11 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
             kwargs: as in Detectron2's ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
-        if softmax_prior is not None and getattr(self, "use_sigmoid_ce", False):
-            raise BadInput(f"softmax_prior={softmax_prior}: this head has use_sigmoid_ce=True")
+        if getattr(self, "use_sigmoid_ce", False):
+            raise BadInput(
+                "box_predictor.use_sigmoid_ce=True: every score of this head would start at 0.5, "
+                "and it has no prior; set it to False"
+            )
         self.guide = check_guide(guide, "model.roi_heads.box_predictor.guide")
         self.guide_log = GuideLog("roi")
         self.init_softmax_prior(softmax_prior)
