@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 
 from sampling_free.prior import (
     bias_to_prior,
+    class_priors,
     optimal_prior,
     prior_to_bias,
     softmax_prior_to_bias,
@@ -142,3 +144,20 @@ def test_with_one_class_it_is_the_sigmoids_bias_turned_round():
 def test_a_softmax_prior_that_leaves_the_background_nothing_is_refused(prior):
     with pytest.raises(ValueError, match="3 classes and background"):
         softmax_prior_to_bias(prior, 3)
+
+
+class TestClassPriors:
+    @pytest.mark.parametrize("num", [1, 7, 300, 9999])
+    def test_no_other_start_score_has_a_smaller_loss(self, num):
+        (prior,) = class_priors([num], 10000)
+        scores = np.exp(np.linspace(np.log(prior) - 3, min(np.log(prior) + 3, -1e-9), 20001))
+        losses = -num * np.log(scores) - (10000 - num) * np.log1p(-scores)
+        assert scores[losses.argmin()] == pytest.approx(prior, rel=1e-3)
+
+    def test_a_class_without_a_sample_counts_as_one(self):
+        assert class_priors([0, 5.5, 1], 100) == [0.01, 0.055, 0.01]
+
+    @pytest.mark.parametrize("counts", [[100], [5, 101]])
+    def test_more_foreground_than_samples_is_refused(self, counts):
+        with pytest.raises(ValueError, match="N_j"):
+            class_priors(counts, 100)

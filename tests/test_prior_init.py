@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from tiny import batch, log_lines, mapper_of, stock_retinanet, tiny_retinanet, write_dicts
+from tiny_detectors import tiny_fcos, tiny_rcnn
 
 from sampling_free import prior_init
 from sampling_free.errors import BadInput
@@ -109,6 +110,90 @@ def test_a_prior_in_the_config_wins(hook, no_counting, tmp_path):
     assert hook.state_dict() == {"prior": 0.02, "estimate": None}
     assert not (tmp_path / "out").exists()
     assert any("2.0000e-02" in line and "nothing measured" in line for line in lines)
+
+
+def _labels(dicts, mapper):
+    """Labels of all anchors of each image under a mapper without augmentations."""
+    model = tiny_retinanet()
+    for record in dicts:
+        mapped = mapper(record)
+        features = model.backbone(model.preprocess_image([mapped]).tensor)
+        anchors = model.anchor_generator([features[f] for f in model.head_in_features])
+        yield model.label_anchors(anchors, [mapped["instances"]])[0][0]
+
+
+class TestPerClass:
+    @pytest.fixture
+    def plain(self, dicts, tmp_path):
+        return PriorInit(dicts, mapper_of(), NAME, output_dir=str(tmp_path / "out"))
+
+    def test_no_class_would_move_its_bias_at_the_start(self, dicts, plain):
+        model = tiny_retinanet(prior="per_class")
+        _train(model, plain)
+        biases = _bias(model).view(6, 3)
+        assert torch.equal(biases, biases[:1].expand(6, 3))
+        shift = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        for labels in _labels(dicts, mapper_of()):
+            labels = labels[labels >= 0]
+            target = torch.nn.functional.one_hot(labels, 4)[:, :3].double()
+            logits = (biases[0].double() + shift).expand(len(labels), 3)
+            torch.nn.functional.binary_cross_entropy_with_logits(
+                logits, target, reduction="sum"
+            ).backward()
+        num = sum((x < 3).sum().item() for x in _labels(dicts, mapper_of()))
+        assert shift.grad.abs().max() < 1e-4 * num
+
+    def test_the_mean_of_the_classes_is_the_prior_of_all(self, plain, dicts):
+        model, one = tiny_retinanet(prior="per_class"), tiny_retinanet()
+        _train(model, plain)
+        estimate = PriorEstimate(**plain.state_dict()["estimate"])
+        assert len(set(model.prior)) > 1
+        assert sum(model.prior) / 3 == pytest.approx(estimate.prior)
+        assert plain.state_dict()["prior"] == model.prior
+        _train(one, PriorInit(dicts, mapper_of(), NAME))
+        assert one.prior == estimate.prior
+
+    def test_a_class_without_a_sample_counts_as_one_and_is_named(self, plain, dicts):
+        for record in dicts:
+            for annotation in record["annotations"]:
+                annotation["category_id"] = min(annotation["category_id"], 1)
+        model = tiny_retinanet(prior="per_class")
+        with log_lines() as lines:
+            _train(model, plain)
+        estimate = PriorEstimate(**plain.state_dict()["estimate"])
+        assert model.prior[2] == 1 / estimate.num_valid
+        assert [x for x in lines if "cat: no foreground sample" in x]
+
+    def test_it_comes_back_with_a_resumed_run(self, plain, dicts, no_counting):
+        hook = PriorInit(dicts, mapper_of(), NAME)
+        hook.load_state_dict({"prior": [0.1, 0.2, 0.3], "estimate": None})
+        model = tiny_retinanet(prior="per_class")
+        _train(model, hook, start_iter=2, max_iter=2)
+        assert model.prior == [0.1, 0.2, 0.3]
+
+    def test_a_prior_for_each_class_in_the_config_wins(self, plain, no_counting):
+        model = tiny_retinanet(prior=[0.1, 0.2, 0.3])
+        _train(model, plain)
+        scores = _bias(model).sigmoid().view(6, 3)[4]
+        assert scores.tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+    @pytest.mark.parametrize("prior", [[0.1, 0.2], [0.1, 0.2, 1.0], ["a", "b", "c"], []])
+    def test_what_is_no_prior_for_each_class_is_refused(self, prior):
+        with pytest.raises(BadInput, match="one for each class"):
+            tiny_retinanet(prior=prior)
+
+    @pytest.mark.parametrize("kind", ["fcos", "rpn"])
+    def test_other_heads_have_it_too(self, plain, kind):
+        model = (
+            tiny_fcos(prior="per_class")
+            if kind == "fcos"
+            else tiny_rcnn(rpn={"prior": "per_class"})
+        )
+        _train(model, plain)
+        head = model if kind == "fcos" else model.proposal_generator
+        assert len(head.prior) == (3 if kind == "fcos" else 1)
+        scores = head.classifier_bias.detach().sigmoid().view(-1, len(head.prior))[0]
+        assert scores.tolist() == pytest.approx(head.prior, rel=1e-4)
 
 
 def test_a_stock_retinanet_is_left_alone(hook, no_counting, tmp_path):

@@ -212,7 +212,11 @@ def _apply(cfg, override):
         reason = str(e).strip().splitlines()[0]
         raise BadInput(f"{override!r} cannot be applied: {reason}") from None
     after = OmegaConf.select(cfg, key)
-    if isinstance(before, (int, float)) and isinstance(after, str) and after != "auto":
+    if (
+        isinstance(before, (int, float))
+        and isinstance(after, str)
+        and after not in ("auto", "per_class")
+    ):
         raise BadInput(f"{override!r}: {key} is a number, now {before!r}")
 
 

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from .assignment import assignment_of
 from .counting import NUM_PASSES, boxes_only, count_anchors
 from .errors import BadInput
-from .prior import optimal_prior, prior_to_bias, start_loss
+from .prior import class_priors, optimal_prior, prior_to_bias, start_loss
 from .views import sampled_names
 
 FILE_NAME = "prior.json"
@@ -49,6 +49,16 @@ class PriorEstimate:
     @property
     def bias(self):
         return prior_to_bias(self.prior)
+
+    @property
+    def class_priors(self):
+        """list[float]: (C,) the prior of each class, theta_j = N_j / N."""
+        return class_priors(list(self.per_class.values()), self.num_valid)
+
+    @property
+    def absent_classes(self):
+        """list[str]: classes without a foreground sample, which count as one."""
+        return [name for name, n in self.per_class.items() if not n > 0]
 
     def start_loss(self, prior=None):
         """Classification loss per foreground sample if all scores are ``prior`` (its own)."""
@@ -209,7 +219,7 @@ def _describe(x):
 
 def _class_names(names, num_classes):
     known = [MetadataCatalog.get(n).get("thing_classes", []) for n in _listed(names)]
-    if known and len(known[0]) == num_classes:
+    if known and len(known[0]) == len(set(known[0])) == num_classes:
         return list(known[0])
     return [f"class {k}" for k in range(num_classes)]
 

@@ -40,6 +40,30 @@ def optimal_prior(num_foreground, num_valid, num_classes):
     return num_foreground / (num_valid * num_classes)
 
 
+def class_priors(num_foreground_per_class, num_valid):
+    """The best prior of each class by itself: theta_j = N_j / N.
+
+    A class' scores are right at 1 on its N_j foreground samples and at 0 on all others, so its
+    best start score is their mean, and the start loss is minimal class by class. With one prior
+    for all classes pi* is the mean of theta_j. Ours; the paper has theta_j as a test threshold.
+
+    Args:
+        num_foreground_per_class (sequence[float]): N_j of each class, (C,). A class without a
+            foreground sample counts as one: its prior stays above 0.
+        num_valid (float): N > 0.
+
+    Returns:
+        list[float]: (C,), each in (0, 1).
+
+    Raises:
+        ValueError: if a class has as many foreground samples as there are samples.
+    """
+    counts = [n if n > 0 else 1.0 for n in num_foreground_per_class]
+    if not all(0 < n < num_valid for n in counts):
+        raise ValueError(f"need 0 < N_j < N, got N_j={counts}, N={num_valid}")
+    return [n / num_valid for n in counts]
+
+
 def prior_to_bias(prior):
     """The bias b with sigmoid(b) = prior: b = log(pi / (1 - pi)) = -log(N / N_f * C - 1) at pi*.
 

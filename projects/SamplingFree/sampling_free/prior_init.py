@@ -16,7 +16,7 @@ from detectron2.structures import ImageList
 from detectron2.utils import comm
 
 from .counting import count_anchors
-from .detectors.bias import AUTO, PriorBias, SoftmaxPriorBias
+from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias, SoftmaxPriorBias
 from .errors import BadInput
 from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
 from .loader import ReadOrName
@@ -84,7 +84,7 @@ class PriorInit(HookBase):
         }
 
     def state_dict(self):
-        """{"prior": float, "estimate": dict or None}, or {} before training."""
+        """{"prior": float or list, "estimate": dict or None}, or {} before training."""
         return self.state
 
     def load_state_dict(self, state):
@@ -109,19 +109,24 @@ class PriorInit(HookBase):
 
     def _start(self, model, name, head):
         estimate = None
-        if head.prior == AUTO:
+        prior = head.prior
+        if prior in TO_BE_MEASURED:
             estimate = self._estimate(model)
             logger.info("Prior of the training set:\n" + estimate.table())
+            prior = estimate.prior
+            if head.prior == PER_CLASS:
+                prior = estimate.class_priors
+                for name in estimate.absent_classes:
+                    logger.warning(f"{name}: no foreground sample; its prior is that of one.")
         else:
-            logger.info(f"Prior {head.prior:.4e} from the config; nothing measured.")
-        prior = estimate.prior if estimate else head.prior
+            logger.info(f"Prior {_shown(prior, 4)} from the config; nothing measured.")
         self._set_bias(model, name, head, prior)
         self.state = {"prior": prior, "estimate": asdict(estimate) if estimate else None}
 
     def _restore(self, head):
         if "prior" in self.state:
             head.prior = self.state["prior"]
-        elif head.prior == AUTO:
+        elif head.prior in TO_BE_MEASURED:
             raise BadInput(
                 "no prior came with the checkpoint to resume from: register PriorInit before it is "
                 "loaded; if it is of another run, start anew with train.init_checkpoint set to it"
@@ -133,12 +138,13 @@ class PriorInit(HookBase):
             score = f"{self._mean_score(model, head):.3e}"
             logger.info(
                 f"{where} came with the checkpoint and stays: the head's mean score is {score}, "
-                f"the prior is {prior:.3e}; train.reset_prior=True sets it."
+                f"the prior is {_shown(prior)}; train.reset_prior=True sets it."
             )
             head.prior = prior
         else:
             head.set_prior(prior)
-            logger.info(f"{where} is set to {prior_to_bias(prior):.4f}, the prior's.")
+            biases = _shown(prior, 4, prior_to_bias, "f")
+            logger.info(f"{where} is set to {biases}, the prior's.")
 
     def _start_softmax(self, name, head):
         where = f"{name}.{head.classifier_bias_name}"
@@ -202,6 +208,12 @@ class PriorInit(HookBase):
             os.makedirs(self.output_dir, exist_ok=True)
             estimate.save(os.path.join(self.output_dir, FILE_NAME))
         return estimate
+
+
+def _shown(prior, digits=3, function=float, kind="e"):
+    """A prior, or that of each class, for the log."""
+    several = prior if isinstance(prior, list) else [prior]
+    return ", ".join(f"{function(x):.{digits}{kind}}" for x in several)
 
 
 def _pixels(model, images):

@@ -50,7 +50,7 @@ def add_sampling_free_config(cfg):
     """Adds the node ``MODEL.SAMPLING_FREE`` to a CfgNode, in place."""
     cfg.MODEL.SAMPLING_FREE = node = CfgNode()
     # Of the RetinaNet, the FCOS or the RPN. None: measured on the training set before the first
-    # iteration; a number in (0, 1) wins.
+    # iteration; "per_class": one for each class, measured; a number in (0, 1) wins.
     node.PRIOR = None
     # None: the paper's r = L_loc / L_cls in every iteration; a number is a constant instead.
     node.GUIDE = None

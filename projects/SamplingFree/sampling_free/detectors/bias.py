@@ -1,11 +1,14 @@
 """What every sampling-free head knows about its bias; mixed into Detectron2's classes."""
 
 import torch
+from omegaconf import ListConfig
 
 from ..errors import BadInput
 from ..prior import prior_to_bias, softmax_prior_to_bias
 
 AUTO = "auto"
+PER_CLASS = "per_class"
+TO_BE_MEASURED = (AUTO, PER_CLASS)
 ITERATION = "iteration"
 
 
@@ -57,7 +60,7 @@ class PriorBias(ClassifierBias):
     entry of the checkpoint, see :class:`sampling_free.prior_init.PriorInit`.
 
     Attributes:
-        prior (float or "auto"): "auto" until it has been measured.
+        prior (float, list[float] or str): "auto" or "per_class" until it has been measured.
         prior_key (str): where a config has it.
     """
 
@@ -67,21 +70,23 @@ class PriorBias(ClassifierBias):
         """Sets up the prior.
 
         Args:
-            prior (float or "auto"): a number in (0, 1) sets the bias at once.
+            prior (float, sequence[float] or str): a number in (0, 1), or one for each class,
+                sets the bias at once; "auto" and "per_class" are to be measured.
 
         Raises:
             BadInput: for another prior, or a head without bias.
         """
-        self.prior = AUTO
-        if prior == AUTO:
-            _ = self.classifier_bias  # must be there
+        _ = self.classifier_bias  # must be there
+        self.prior = prior
+        if isinstance(prior, str) and prior in TO_BE_MEASURED:
             return
+        several = isinstance(prior, (list, tuple, ListConfig))
         try:
-            self.set_prior(float(prior))
-        except (TypeError, ValueError):
+            self.set_prior([float(x) for x in prior] if several else float(prior))
+        except (TypeError, ValueError, RuntimeError):
             raise BadInput(
-                f"{self.prior_key}={prior!r} is neither 'auto' nor a number in (0, 1) "
-                "(YAML: MODEL.SAMPLING_FREE.PRIOR)"
+                f"{self.prior_key}={prior!r} is neither 'auto' nor 'per_class', nor a number in "
+                "(0, 1), nor one for each class (YAML: MODEL.SAMPLING_FREE.PRIOR)"
             ) from None
 
     @torch.no_grad()
@@ -89,9 +94,16 @@ class PriorBias(ClassifierBias):
         """Makes every start score ``prior``: the paper's optimal bias initialisation.
 
         Args:
-            prior (float): in (0, 1).
+            prior (float or list[float]): in (0, 1); of a list the scores of each class, (C,).
         """
-        self.classifier_bias.fill_(prior_to_bias(prior))
+        if isinstance(prior, list):
+            num_classes = getattr(self, "num_classes", 1)  # of an RPN
+            if len(prior) != num_classes:
+                raise ValueError(f"{len(prior)} priors for {num_classes} classes")
+            biases = self.classifier_bias.new_tensor([prior_to_bias(x) for x in prior])
+            self.classifier_bias.view(-1, num_classes).copy_(biases)  # (A, C)
+        else:
+            self.classifier_bias.fill_(prior_to_bias(prior))
         self.prior = prior
 
     def class_logits(self, features):
@@ -106,11 +118,11 @@ class PriorBias(ClassifierBias):
 
     def require_prior(self):
         """Raises BadInput if the prior is still to be measured."""
-        if self.prior == AUTO:
+        if self.prior in TO_BE_MEASURED:
             raise BadInput(
-                f"{self.prior_key} is still 'auto': train with train_net.py, or register the hook "
-                f"sampling_free.PriorInit with your trainer, or set {self.prior_key} to the number "
-                "that tools/estimate_prior.py prints"
+                f"{self.prior_key} is still {self.prior!r}: train with train_net.py, or register "
+                f"the hook sampling_free.PriorInit with your trainer, or set {self.prior_key} to "
+                "the number that tools/estimate_prior.py prints"
             )
 
 

@@ -32,8 +32,9 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
     def __init__(self, *, prior="auto", guide="iteration", box_reg_loss_weight=1.0, **kwargs):
         """
         Args:
-            prior (float or "auto"): start score of every class at every anchor; "auto" has the
-                hook ``PriorInit`` measure it on the training set.
+            prior (float, list[float] or str): start score at every anchor, of every class or of
+                each; "auto" has the hook ``PriorInit`` measure the one on the training set,
+                "per_class" (ours) the other.
             guide (str or float): "iteration", r = L_loc / L_cls in every iteration; a number is a
                 constant in its place, 1.0 the plain sum of the losses.
             box_reg_loss_weight (float): factor of the box loss, which is summed over the four
