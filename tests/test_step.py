@@ -162,3 +162,18 @@ def test_a_model_in_eval_mode_is_refused():
     trainer.model.eval()
     with pytest.raises(AssertionError, match="eval mode"):
         step(trainer)
+
+
+def test_proposals_that_are_not_finite_are_one_line_too():
+    trainer = make(None)
+    trainer.iter = 17
+
+    def forward(data):  # as Detectron2's RPN does it
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+
+    trainer.model.forward = forward
+    with EventStorage(17), pytest.raises(NonFiniteLoss) as e:
+        trainer.run_step()
+    text = str(e.value)
+    assert len(text.splitlines()) == 1
+    assert "proposals are not finite at iteration 17" in text and "learning rate 0.5" in text

@@ -38,14 +38,17 @@ class PrecisionTrainer(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        with self.autocast():
-            losses = self.model(data)
-            total = sum(losses.values())
+        try:
+            with self.autocast():
+                losses = self.model(data)
+                total = sum(losses.values())
+        except FloatingPointError as e:  # of Detectron2's RPN
+            raise NonFiniteLoss(self._describe({}, data, "the proposals are not finite")) from e
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self.after_backward()
         if not torch.isfinite(total):
-            raise NonFiniteLoss(self._describe(losses, data))
+            raise NonFiniteLoss(self._describe(losses, data, "the loss is not finite"))
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -55,14 +58,14 @@ class PrecisionTrainer(SimpleTrainer):
         if hasattr(SimpleTrainer, "after_backward"):
             super().after_backward()
 
-    def _describe(self, losses, data):
+    def _describe(self, losses, data, what):
         terms = {name: value.item() for name, value in losses.items()}
         latest = get_event_storage().latest()
         guide = {k: v for k, (v, _) in latest.items() if "guide/" in k}
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         files = [record.get("file_name", "?") for record in data]
         return (
-            f"the loss is not finite at iteration {self.iter}: {terms}, {guide}, learning rate "
+            f"{what} at iteration {self.iter}: {terms}, {guide}, learning rate "
             f"{rate:.3g}, images {files}; lower the learning rate or look at these images"
         )
 
