@@ -1133,7 +1133,7 @@ def test_pictures_without_a_test_set_are_no_error_after_the_training(tiny):
 def names(sets, split):
     """An override that registers the set in a process of its own."""
     files = f"json_file:{sets.files[split]},image_root:{sets.images[split]}"
-    call = f"{{_target_:sampling_free.data.register_coco,name:own_{split},{files}}}"
+    call = f"{{_target_:sampling_free.data.register_coco,name:yaml_config_own_{split},{files}}}"
     part = "train" if split == "train" else "test"
     return f"dataloader.{part}.dataset.names={call}"
 
