@@ -182,10 +182,11 @@ def test_a_baseline_differs_from_its_twin_in_the_method_and_a_chosen_rate_only(p
     if path.parent.name == "bccd":  # each variant has the rate that was best for it
         stem = next(x for x in RESULTS if path.stem.startswith(x))
         results = REPO / "results" / f"{RESULTS[stem]}.json"
-        records = json.loads(results.read_text()) if results.exists() else []
+        # Faster R-CNN is still to be measured: one rate for both sides.
+        records = json.loads(results.read_text()) if stem != "faster_rcnn" else []
         for cfg, name in ((base, path.name), (ours, twin(path).name)):
             tried = [r for r in records if r["config"].endswith(name) and r["test_split"] == "val"]
-            if tried:
+            if records:
                 best = max(tried, key=lambda r: r.get("bbox/AP", -1))["learning_rate"]
                 assert cfg.optimizer.pop("lr") == best
     assert OmegaConf.to_container(base, resolve=True) == OmegaConf.to_container(ours, resolve=True)

@@ -281,18 +281,9 @@ class TestLosses:
             make_predictor(guide=guide)
 
     @pytest.mark.skipif(not ON_MAIN, reason="sigmoid cross entropy came after v0.6")
-    def test_sigmoid_cross_entropy_is_guided_too_and_has_no_softmax_prior(self):
-        proposals = hand_made()
-        ours = make_predictor(use_sigmoid_ce=True)
-        predictions = made_up_predictions(ours, proposals)
-        losses, latest = run_losses(ours, predictions, proposals)
-        stock = make_predictor(FastRCNNOutputLayers, use_sigmoid_ce=True)
-        theirs, _ = run_losses(stock, predictions, proposals)
-        raw = theirs["loss_cls"].item() * 8 / 3
-        assert latest["guide/roi/loss_cls_raw"] == pytest.approx(raw, rel=1e-5)
-        assert losses["loss_cls"].item() == pytest.approx(2 * losses["loss_box_reg"].item())
-        with pytest.raises(BadInput, match="softmax_prior.*use_sigmoid_ce"):
-            make_predictor(use_sigmoid_ce=True, softmax_prior=0.1)
+    def test_sigmoid_cross_entropy_has_no_prior_and_is_refused(self):
+        with pytest.raises(BadInput, match="use_sigmoid_ce=True.*no prior"):
+            make_predictor(use_sigmoid_ce=True)
 
 
 class TestSoftmaxPrior:

@@ -3,6 +3,8 @@
 Command:  python train_net.py --config-file configs/bccd/fcos_R_18_FPN.py
 Data:     see "BCCD" in the README.
 Hardware: one CPU core.
+Cost:     400 iterations of 4 images; under 12 minutes.
+Expected: AP 46.1, AP50 79.5 on test with seed 0 (one run), results/bccd_fcos.json.
 """
 
 from ..common.bccd import bccd_schedule, dataloader
