@@ -36,6 +36,7 @@ def test_every_link_of_the_other_pages_leads_somewhere(path):
 
 def test_the_model_zoo_has_every_config_of_coco_and_voc():
     listed = set(re.findall(r"configs/[\w/]+\.py", (ROOT / "MODEL_ZOO.md").read_text()))
+    listed -= {"configs/common/authors.py"}
     whole = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/*/*.py")}
     whole = {p for p in whole if "/common/" not in p}
     assert len(listed) > 40
