@@ -2,6 +2,9 @@
 
 Command:  python train_net.py --config-file configs/demo/cascade_rcnn.py
 Hardware: two CPU cores, or one.
+Cost:     300 iterations of 8 images; under 12 minutes.
+Expected: AP50 95.8 and 96.0 on the validation part with two seeds,
+          results/demo_detectors.json.
 """
 
 from ..common.demo import NUM_CLASSES, dataloader, demo_schedule

@@ -2,6 +2,9 @@
 
 Command:  python train_net.py --config-file configs/demo/fcos.py
 Hardware: two CPU cores, or one.
+Cost:     500 iterations of 8 images; under 6 minutes.
+Expected: AP50 87.7 and 88.5 on the validation part with two seeds,
+          results/demo_detectors.json.
 """
 
 from ..common.demo import NUM_CLASSES, dataloader, demo_schedule

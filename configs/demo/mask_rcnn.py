@@ -2,6 +2,9 @@
 
 Command:  python train_net.py --config-file configs/demo/mask_rcnn.py
 Hardware: two CPU cores, or one.
+Cost:     300 iterations of 8 images; under 10 minutes.
+Expected: AP50 95.5 and 95.9 on the validation part with two seeds; mask AP 44.9 and 48.4,
+          results/demo_detectors.json.
 """
 
 from ..common.demo import NUM_CLASSES, dataloader, demo_schedule
