@@ -163,6 +163,7 @@ class TestPerClass:
         estimate = PriorEstimate(**plain.state_dict()["estimate"])
         assert model.prior[2] == 1 / estimate.num_valid
         assert [x for x in lines if "cat: no foreground sample" in x]
+        assert [x for x in lines if x.startswith(f"{BIAS} is set to")]
 
     def test_it_comes_back_with_a_resumed_run(self, plain, dicts, no_counting):
         hook = PriorInit(dicts, mapper_of(), NAME)

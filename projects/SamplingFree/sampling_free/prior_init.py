@@ -116,8 +116,8 @@ class PriorInit(HookBase):
             prior = estimate.prior
             if head.prior == PER_CLASS:
                 prior = estimate.class_priors
-                for name in estimate.absent_classes:
-                    logger.warning(f"{name}: no foreground sample; its prior is that of one.")
+                for absent in estimate.absent_classes:
+                    logger.warning(f"{absent}: no foreground sample; its prior is that of one.")
         else:
             logger.info(f"Prior {_shown(prior, 4)} from the config; nothing measured.")
         self._set_bias(model, name, head, prior)
