@@ -18,8 +18,8 @@ from test_roi_heads import (
     overlap,
     rows,
     spy,
-    train_step,
 )
+from tiny import train_step
 from tiny_detectors import rcnn_batch, tiny_rcnn
 
 from sampling_free import (

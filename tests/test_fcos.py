@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from tiny import WIDTH, batch
+from tiny import WIDTH, batch, train_step
 from tiny_detectors import stock_fcos, tiny_fcos
 from torch import nn
 from torch.nn import functional as F
@@ -204,17 +204,6 @@ def test_half_precision_of_large_boxes_is_finite_and_exact(box_weight):
 # --- losses of the whole model --------------------------------------------------------------------
 
 
-def _train_step(model, inputs):
-    """(losses, event storage's latest numbers, gradients by parameter)."""
-    model.train()
-    with EventStorage() as storage:
-        losses = model(inputs)
-        latest = {k: v for k, (v, _) in storage.latest().items()}
-    sum(losses.values()).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    return {k: v.detach() for k, v in losses.items()}, latest, gradients
-
-
 def _flat(output):
     """(N, H * W, channels) from a level's (N, channels, H, W), row after row."""
     rows = [output[:, :, y, x] for y in range(output.shape[2]) for x in range(output.shape[3])]
@@ -271,7 +260,7 @@ def test_losses_are_those_computed_from_the_heads_raw_outputs(
     model = _lively(tiny_fcos(prior=1e-3, **settings))
     inputs = INPUTS[name](num_classes)
     cls, box, ctr = _from_raw_outputs(model, inputs, box_weight)
-    losses, latest, gradients = _train_step(model, inputs)
+    losses, latest, gradients = train_step(model, inputs)
     assert losses["loss_fcos_loc"].item() == pytest.approx(box.item(), rel=1e-4)
     assert losses["loss_fcos_ctr"].item() == pytest.approx(ctr.item(), rel=1e-4)
     assert losses["loss_fcos_cls"].item() == pytest.approx((box + ctr).item() / 2, rel=1e-4)
@@ -283,7 +272,7 @@ def test_losses_are_those_computed_from_the_heads_raw_outputs(
 def test_without_a_radius_more_points_are_foreground():
     inputs = batch(3, 5)
     numbers = [
-        _train_step(tiny_fcos(prior=0.01, center_sampling_radius=r), inputs)[1]["num_pos_anchors"]
+        train_step(tiny_fcos(prior=0.01, center_sampling_radius=r), inputs)[1]["num_pos_anchors"]
         for r in (1.5, math.inf)
     ]
     assert 0 < numbers[0] < numbers[1]
@@ -296,8 +285,8 @@ def test_with_focal_loss_reduced_to_bce_stock_fcos_has_the_same_losses_and_gradi
     model = _lively(tiny_fcos(prior=0.01, guide=1.0))
     stock = stock_fcos(focal_loss_alpha=-1, focal_loss_gamma=0.0, seed=4)
     stock.load_state_dict(model.state_dict())
-    ours, latest, our_gradients = _train_step(model, inputs)
-    theirs, their_latest, their_gradients = _train_step(stock, inputs)
+    ours, latest, our_gradients = train_step(model, inputs)
+    theirs, their_latest, their_gradients = train_step(stock, inputs)
     assert latest["num_pos_anchors"] == their_latest["num_pos_anchors"] > 0
     factor = stock.loss_normalizer / (latest["num_pos_anchors"] * len(inputs))
     assert latest["guide/r"] == 1 and abs(factor - 1) > 0.1
@@ -309,7 +298,7 @@ def test_with_focal_loss_reduced_to_bce_stock_fcos_has_the_same_losses_and_gradi
 
 
 def _assert_zero_but_connected(model, inputs):
-    losses, latest, gradients = _train_step(model, inputs)
+    losses, latest, gradients = train_step(model, inputs)
     assert [losses[k].item() for k in KEYS] == [0, 0, 0]
     for name, gradient in gradients.items():
         assert gradient is not None and gradient.abs().max() == 0, name
@@ -331,9 +320,9 @@ def test_objects_without_a_point_give_zeros_for_every_parameter(box_weight):
 
 def test_bfloat16_autocast_gives_nearly_the_same_losses():
     inputs = batch(3, 5)
-    full, full_latest, full_gradients = _train_step(_lively(tiny_fcos(prior=1e-4)), inputs)
+    full, full_latest, full_gradients = train_step(_lively(tiny_fcos(prior=1e-4)), inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, half_latest, half_gradients = _train_step(_lively(tiny_fcos(prior=1e-4)), inputs)
+        half, half_latest, half_gradients = train_step(_lively(tiny_fcos(prior=1e-4)), inputs)
     for key in KEYS:
         assert half[key].dtype == torch.float32
         assert half[key].item() == pytest.approx(full[key].item(), rel=0.02)
@@ -427,7 +416,7 @@ def test_an_unknown_box_weight_is_refused_with_those_known(box_weight):
 def test_auto_refuses_to_train_and_still_detects():
     model = tiny_fcos(test_score_thresh=0.05)
     with pytest.raises(BadInput, match="model.prior is still 'auto'"):
-        _train_step(model, batch(1))
+        train_step(model, batch(1))
     with torch.no_grad():
         assert len(model.eval()(batch(1))[0]["instances"]) > 0
 

@@ -2,36 +2,12 @@ import pytest
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.utils.events import EventStorage
 from fvcore.nn import giou_loss
-from tiny import batch, stock_retinanet, tiny_retinanet
+from tiny import anchor_order, batch, stock_retinanet, tiny_retinanet, train_step
 from torch import nn
 
 from sampling_free.errors import BadInput
 from sampling_free.prior import start_loss
-
-
-def _train_step(model, inputs):
-    """(losses, event storage's latest numbers, gradients by parameter)."""
-    model.train()
-    with EventStorage() as storage:
-        losses = model(inputs)
-        latest = {k: v for k, (v, _) in storage.latest().items()}
-    sum(losses.values()).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    return {k: v.detach() for k, v in losses.items()}, latest, gradients
-
-
-def _ordered(output, dims):
-    """(N, H * W * A, dims) from a level's (N, A * dims, H, W), one anchor after the other."""
-    _, channels, height, width = output.shape
-    rows = [
-        output[:, a * dims : (a + 1) * dims, y, x]
-        for y in range(height)
-        for x in range(width)
-        for a in range(channels // dims)
-    ]
-    return torch.stack(rows, dim=1)
 
 
 def _independent_losses(model, inputs):
@@ -42,8 +18,8 @@ def _independent_losses(model, inputs):
         features = [features[f] for f in model.head_in_features]
         logits, deltas = model.head(features)
         num_images, num_classes = len(inputs), model.num_classes
-        x = torch.cat([_ordered(o, num_classes) for o in logits], 1).double()
-        d = torch.cat([_ordered(o, 4) for o in deltas], 1).double()
+        x = torch.cat([anchor_order(o, num_classes) for o in logits], 1).double()
+        d = torch.cat([anchor_order(o, 4) for o in deltas], 1).double()
         anchors = torch.cat([b.tensor for b in model.anchor_generator(features)])
         labels, boxes = RetinaNet.label_anchors(
             model, model.anchor_generator(features), [i["instances"] for i in inputs]
@@ -93,7 +69,7 @@ def test_losses_are_those_computed_from_the_heads_raw_outputs(name, num_classes,
     model = tiny_retinanet(num_classes=num_classes, prior=1e-3, **box)
     inputs = INPUTS[name](num_classes)
     sum_cls, sum_box, num_foreground = _independent_losses(model, inputs)
-    losses, latest, gradients = _train_step(model, inputs)
+    losses, latest, gradients = train_step(model, inputs)
     assert num_foreground > 0 and losses.keys() == {"loss_cls", "loss_box_reg"}
     box = sum_box / num_foreground
     assert losses["loss_box_reg"].item() == pytest.approx(box, rel=1e-5)
@@ -109,7 +85,7 @@ def test_a_guide_of_one_is_the_plain_loss_of_all_anchors():
     model = tiny_retinanet(prior=0.01, guide=1.0)
     inputs = batch(3, 5)
     sum_cls, _, num_foreground = _independent_losses(model, inputs)
-    losses, latest, _ = _train_step(model, inputs)
+    losses, latest, _ = train_step(model, inputs)
     assert losses["loss_cls"].item() == pytest.approx(sum_cls / num_foreground, rel=1e-5)
     assert latest["guide/r"] == 1
 
@@ -120,8 +96,8 @@ def test_with_focal_loss_reduced_to_bce_stock_retinanet_has_the_same_gradients()
     model = tiny_retinanet(prior=0.01, guide=1.0)
     stock = stock_retinanet(focal_loss_alpha=-1, focal_loss_gamma=0.0)
     stock.load_state_dict(model.state_dict())
-    ours, _, our_gradients = _train_step(model, inputs)
-    theirs, latest, their_gradients = _train_step(stock, inputs)
+    ours, _, our_gradients = train_step(model, inputs)
+    theirs, latest, their_gradients = train_step(stock, inputs)
     factor = stock.loss_normalizer / (latest["num_pos_anchors"] * len(inputs))
     for key in ours:
         torch.testing.assert_close(ours[key], theirs[key] * factor, rtol=1e-4, atol=1e-6)
@@ -133,8 +109,8 @@ def test_with_focal_loss_reduced_to_bce_stock_retinanet_has_the_same_gradients()
 @pytest.mark.parametrize("weight", [0.25, 2.0])
 def test_the_box_loss_weight_scales_both_losses(weight):
     inputs = batch(3, 5)
-    plain, _, _ = _train_step(tiny_retinanet(prior=0.01), inputs)
-    weighted, _, _ = _train_step(tiny_retinanet(prior=0.01, box_reg_loss_weight=weight), inputs)
+    plain, _, _ = train_step(tiny_retinanet(prior=0.01), inputs)
+    weighted, _, _ = train_step(tiny_retinanet(prior=0.01, box_reg_loss_weight=weight), inputs)
     for key in plain:
         assert weighted[key].item() == pytest.approx(weight * plain[key].item(), rel=1e-5)
 
@@ -143,7 +119,7 @@ def test_before_training_the_unscaled_loss_is_the_start_loss_of_the_counts():
     inputs = batch(3, 5)
     model = tiny_retinanet(prior=1e-3, guide=1.0)
     nn.init.zeros_(model.head.cls_score.weight)
-    _, latest, _ = _train_step(model, inputs)
+    _, latest, _ = train_step(model, inputs)
     with torch.no_grad():
         features = model.backbone(model.preprocess_image(inputs).tensor)
         anchors = model.anchor_generator([features[f] for f in model.head_in_features])
@@ -154,7 +130,7 @@ def test_before_training_the_unscaled_loss_is_the_start_loss_of_the_counts():
 
 
 def _assert_zero_but_connected(model, inputs):
-    losses, latest, gradients = _train_step(model, inputs)
+    losses, latest, gradients = train_step(model, inputs)
     assert losses["loss_cls"].item() == losses["loss_box_reg"].item() == 0
     for name, gradient in gradients.items():
         assert gradient is not None and gradient.abs().max() == 0, name
@@ -180,9 +156,9 @@ def test_a_batch_of_ignored_anchors_gives_zeros_for_every_parameter():
 
 def test_bfloat16_autocast_gives_nearly_the_same_losses():
     inputs = batch(3, 5)
-    full, full_latest, full_gradients = _train_step(tiny_retinanet(prior=1e-4), inputs)
+    full, full_latest, full_gradients = train_step(tiny_retinanet(prior=1e-4), inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, half_latest, half_gradients = _train_step(tiny_retinanet(prior=1e-4), inputs)
+        half, half_latest, half_gradients = train_step(tiny_retinanet(prior=1e-4), inputs)
     for key in full:
         assert half[key].dtype == torch.float32
         assert half[key].item() == pytest.approx(full[key].item(), rel=0.02)
@@ -250,6 +226,6 @@ def test_an_unknown_guide_is_refused():
 def test_auto_refuses_to_train_and_still_detects():
     model = tiny_retinanet(test_score_thresh=0.008)
     with pytest.raises(BadInput, match="model.prior"):
-        _train_step(model, batch(1))
+        train_step(model, batch(1))
     with torch.no_grad():
         assert len(model.eval()(batch(1))[0]["instances"]) > 0

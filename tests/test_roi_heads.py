@@ -18,6 +18,7 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from tiny import train_step
 from tiny_detectors import rcnn_batch, tiny_rcnn
 from torch import nn
 
@@ -439,17 +440,6 @@ class TestEveryProposal:
 
 
 # The whole detector
-
-
-def train_step(model, inputs):
-    """(losses, event storage's latest numbers, gradients by parameter)."""
-    model.train()
-    with EventStorage() as storage:
-        losses = model(inputs)
-        latest = {k: v for k, (v, _) in storage.latest().items()}
-    sum(losses.values()).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    return {k: v.detach() for k, v in losses.items()}, latest, gradients
 
 
 def model_of(kind, num_classes=3, **kwargs):

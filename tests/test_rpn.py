@@ -6,7 +6,7 @@ import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, ImageList, pairwise_iou
 from detectron2.utils.events import EventStorage
-from tiny import WIDTH, batch
+from tiny import WIDTH, anchor_order, batch
 from tiny_detectors import tiny_rcnn
 from torch import nn
 from torch.nn import functional as F
@@ -76,22 +76,10 @@ class Case:
         with torch.no_grad():
             logits, deltas = self.rpn.rpn_head([self.features[f] for f in self.rpn.in_features])
             # Of each place all anchors, one after the other.
-            x = torch.cat([_places(o, 1) for o in logits], dim=1).squeeze(2)
-            d = torch.cat([_places(o, 4) for o in deltas], dim=1)
+            x = torch.cat([anchor_order(o, 1) for o in logits], dim=1).squeeze(2)
+            d = torch.cat([anchor_order(o, 4) for o in deltas], dim=1)
             anchors = torch.cat([a.tensor for a in self.anchors()])
             return _by_hand(anchors, x, d, *self.labels(), self.rpn)
-
-
-def _places(output, dims):
-    """(N, H * W * A, dims) from a level's (N, A * dims, H, W)."""
-    _, channels, height, width = output.shape
-    rows = [
-        output[:, a * dims : (a + 1) * dims, y, x]
-        for y in range(height)
-        for x in range(width)
-        for a in range(channels // dims)
-    ]
-    return torch.stack(rows, dim=1)
 
 
 def _by_hand(anchors, logits, deltas, labels, boxes, rpn):

@@ -14,6 +14,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
@@ -139,6 +140,29 @@ def write_dicts(folder, sizes, nums, num_classes=3, seed=0, crowd=()):
 
 def mapper_of(*augmentations, **kwargs):
     return DatasetMapper(True, augmentations=list(augmentations), image_format="BGR", **kwargs)
+
+
+def anchor_order(output, dims):
+    """(N, H * W * A, dims) from a level's (N, A * dims, H, W), one anchor after the other."""
+    _, channels, height, width = output.shape
+    rows = [
+        output[:, a * dims : (a + 1) * dims, y, x]
+        for y in range(height)
+        for x in range(width)
+        for a in range(channels // dims)
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def train_step(model, inputs):
+    """(losses, event storage's latest numbers, gradients by parameter)."""
+    model.train()
+    with EventStorage() as storage:
+        losses = model(inputs)
+        latest = {k: v for k, (v, _) in storage.latest().items()}
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return {k: v.detach() for k, v in losses.items()}, latest, gradients
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from detectron2.modeling import GeneralizedRCNN
 from omegaconf import DictConfig, ListConfig
 
 from .datasets import target_of
-from .detectors.bias import AUTO
+from .detectors.bias import AUTO, parameter_or_none
 from .detectors.fcos import SamplingFreeFCOS
 from .errors import BadInput
 from .families import (
@@ -111,11 +111,7 @@ class _Node:
         except Exception as e:  # of OmegaConf, or whatever the head raises
             line = f"{type(e).__name__}: {e}"
             raise BadInput(f"{self.where}.{key}: cannot be built ({line})") from None
-        try:
-            bias = head.get_parameter(f"{layer}.bias")
-        except AttributeError:
-            bias = None
-        if bias is None:
+        if parameter_or_none(head, f"{layer}.bias") is None:
             raise BadInput(
                 f"{self.where}.{key} is {class_name(type(head))}, which has no parameter "
                 f"{layer}.bias for the prior to set; give that layer a bias"

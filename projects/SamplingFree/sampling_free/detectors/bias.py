@@ -12,6 +12,14 @@ TO_BE_MEASURED = (AUTO, PER_CLASS)
 ITERATION = "iteration"
 
 
+def parameter_or_none(module, name):
+    """The parameter of that name, or None; a layer made without bias has None for one."""
+    try:
+        return module.get_parameter(name)
+    except AttributeError:
+        return None
+
+
 class ClassifierBias:
     """Mixin: where the bias of the classification layer is, and whether a checkpoint filled it.
 
@@ -32,10 +40,7 @@ class ClassifierBias:
         Raises:
             BadInput: if the head has none.
         """
-        try:
-            bias = self.get_parameter(self.classifier_bias_name)
-        except AttributeError:
-            bias = None
+        bias = parameter_or_none(self, self.classifier_bias_name)
         if bias is None:
             path, _, layer = self.classifier_bias_name.rpartition(".")[0].rpartition(".")
             head = self.get_submodule(path)

@@ -19,7 +19,8 @@ class SamplingFreeCascadeROIHeads(SamplingFreeStandardROIHeads, CascadeROIHeads)
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
-        ret = CascadeROIHeads._init_box_head.__func__(cls, cfg, input_shape)
+        # Detectron2's, not that of a single predictor.
+        ret = super(SamplingFreeStandardROIHeads, cls)._init_box_head(cfg, input_shape)
         ret["box_predictors"] = [
             SamplingFreeFastRCNNOutputLayers(
                 cfg, head.output_shape, box2box_transform=predictor.box2box_transform

@@ -104,6 +104,7 @@ class SamplingFreeFCOS(PriorBias, FCOS):
         self.require_prior()
         gt_labels = torch.stack(gt_labels)  # (N, R)
         foreground = gt_labels != self.num_classes
+        num_foreground = foreground.sum()
         labels_of_levels = gt_labels.split([x.shape[1] for x in pred_logits], dim=1)
         sum_cls = sum(map(sigmoid_bce_all, pred_logits, labels_of_levels))
 
@@ -116,14 +117,14 @@ class SamplingFreeFCOS(PriorBias, FCOS):
             if self.box_weight == "centerness":
                 sum_box, box_normalizer = (box_loss * target).sum(), target.sum()
             else:
-                sum_box, box_normalizer = box_loss.sum(), foreground.sum()
+                sum_box, box_normalizer = box_loss.sum(), num_foreground
 
         losses = guided_losses(
             sum_cls,
             (sum_box, sum_ctr),
-            foreground.sum(),
+            num_foreground,
             self.guide,
-            loc_normalizers=(box_normalizer, foreground.sum()),
+            loc_normalizers=(box_normalizer, num_foreground),
         )
         scalars = {"num_pos_anchors": per_image(losses.num_foreground, len(gt_labels))}
         self.guide_log.write(losses, get_event_storage(), scalars)
