@@ -1,0 +1,3 @@
+"""Fixtures that several test files share."""
+
+from yaml_files import sets, tiny  # noqa: F401
