@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sampling_free.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
-from sampling_free.checkpoint import NamingCheckpointer
+from sampling_free.checkpoint import load_trained
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.datasets import dataset_names
 from sampling_free.engine import with_present_device
@@ -139,7 +139,7 @@ def find_metadata(cfg):
 def load_model(cfg, weights):
     """nn.Module: in eval mode, every parameter from the weights."""
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    NamingCheckpointer(model).load(weights, checkpointables=[], need_all=True)
+    load_trained(model, weights)
     return model
 
 

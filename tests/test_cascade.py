@@ -339,7 +339,7 @@ class TestConfigNode:
         predictors = zip(model.roi_heads.box_predictor, stock.roi_heads.box_predictor)
         for ours, theirs in predictors:
             assert type(ours) is SamplingFreeFastRCNNOutputLayers
-            assert ours.guide == "iteration" and ours.softmax_prior is None
+            assert ours.guide.key == "iteration" and ours.softmax_prior is None
             assert ours.box2box_transform.weights == theirs.box2box_transform.weights
             assert ours.loss_weight == theirs.loss_weight
         assert len({id(p) for p in model.roi_heads.box_predictor}) == 3
@@ -352,7 +352,7 @@ class TestConfigNode:
         model = build_model(self._cfg(**keys))
         assert model.proposal_generator.prior == 0.003 and model.roi_heads.max_mask_positives == 7
         for predictor in model.roi_heads.box_predictor:
-            assert predictor.guide == 0.5
+            assert predictor.guide.key == 0.5
             scores = predictor.cls_score.bias.softmax(dim=0).tolist()
             assert scores == pytest.approx([0.02] * 3 + [0.94], rel=1e-5)
 

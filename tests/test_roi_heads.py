@@ -677,7 +677,7 @@ class TestConfigNode:
         shapes = {k: v.shape for k, v in model.state_dict().items()}
         assert shapes == {k: v.shape for k, v in stock.state_dict().items()}
         assert model.proposal_generator.prior == "auto" and predictor.softmax_prior is None
-        assert predictor.guide == model.proposal_generator.guide == "iteration"
+        assert predictor.guide.key == model.proposal_generator.guide.key == "iteration"
         theirs = stock.roi_heads.box_predictor
         for key, value in vars(theirs).items():
             if isinstance(value, (int, float, str, dict)) and not key.startswith("_"):
@@ -689,7 +689,7 @@ class TestConfigNode:
         keys = {"PRIOR": 0.003, "GUIDE": 0.5, "SOFTMAX_PRIOR": 0.02, "MAX_MASK_POSITIVES": 7}
         model = build_model(self._cfg(self.MASK, **keys))
         rpn, heads = model.proposal_generator, model.roi_heads
-        assert rpn.prior == 0.003 and rpn.guide == heads.box_predictor.guide == 0.5
+        assert rpn.prior == 0.003 and rpn.guide.key == heads.box_predictor.guide.key == 0.5
         assert heads.max_mask_positives == 7 and heads.box_predictor.softmax_prior == 0.02
         scores = rpn.rpn_head.objectness_logits.bias.sigmoid()
         assert scores.tolist() == pytest.approx([0.003] * 3, rel=1e-5)

@@ -35,10 +35,30 @@ def test_the_keys_and_their_defaults():
         "BOX_REG_LOSS_WEIGHT": 1.0,
         "SOFTMAX_PRIOR": None,
         "MAX_MASK_POSITIVES": None,
+        "TEST_SCORE_THRESH": None,
         "FCOS": {
             "NORM": "GN",
             "CENTER_SAMPLING_RADIUS": 1.5,
             "SCORE_THRESH_TEST": 0.0316,
+            "NMS_THRESH_TEST": 0.6,
+        },
+        "ATSS": {
+            "NORM": "GN",
+            "ANCHOR_SIZE": 8.0,
+            "TOPK": 9,
+            "BOX_LOSS_WEIGHT": 2.0,
+            "SCORE_THRESH_TEST": 0.05,
+            "NMS_THRESH_TEST": 0.6,
+        },
+        "PAA": {
+            "NORM": "GN",
+            "ANCHOR_SIZE": 8.0,
+            "TOPK": 9,
+            "IOU_THRESHOLD": 0.1,
+            "BOX_LOSS_WEIGHT": 1.3,
+            "IOU_LOSS_WEIGHT": 0.5,
+            "SCORE_VOTING": True,
+            "SCORE_THRESH_TEST": 0.05,
             "NMS_THRESH_TEST": 0.6,
         },
     }
@@ -156,7 +176,7 @@ def built_with_settings(name):
 @pytest.mark.parametrize("name", ["SamplingFreeRetinaNet", "SamplingFreeFCOS", "SamplingFreeRPN"])
 def test_prior_and_guide_reach_the_dense_heads(name):
     (head,) = of_class(built_with_settings(name), getattr(sampling_free, name))
-    assert head.prior == 0.02 and head.guide == 0.5
+    assert head.prior == 0.02 and head.guide.key == 0.5
     bias = -np.log((1 - 0.02) / 0.02)
     assert head.classifier_bias.tolist() == pytest.approx([bias] * len(head.classifier_bias))
 
@@ -167,7 +187,7 @@ def test_guide_and_softmax_prior_reach_every_box_predictor(name):
     predictors = of_class(model, sampling_free.SamplingFreeFastRCNNOutputLayers)
     assert len(predictors) == (3 if "Cascade" in name else 1)
     for predictor in predictors:
-        assert predictor.guide == 0.5 and predictor.softmax_prior == 0.003
+        assert predictor.guide.key == 0.5 and predictor.softmax_prior == 0.003
         scores = predictor.cls_score.bias.softmax(0)
         assert scores[:-1].tolist() == pytest.approx([0.003] * 80)
     if "Res5" not in name:
@@ -198,7 +218,7 @@ def test_a_limit_of_masks_that_c4_does_not_know_is_refused():
 def test_an_absent_prior_is_to_be_measured_and_an_absent_guide_is_the_papers():
     base, changes = BY_HAND["SamplingFreeRetinaNet"]
     model = build_model(small(zoo(base, **changes)))
-    assert model.prior == "auto" and model.guide == "iteration"
+    assert model.prior == "auto" and model.guide.key == "iteration"
     assert model.box_reg_loss_weight == 1.0
     assert built_with_settings("SamplingFreeRetinaNet").box_reg_loss_weight == 0.25
 

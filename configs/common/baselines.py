@@ -1,28 +1,42 @@
-"""The baselines: Detectron2's own classes, nothing of them changed.
+"""The baselines: Detectron2's own classes, nothing of them changed, and ATSS and PAA as published.
 
 The test thresholds stay at the lower ones of the sampling-free detectors, so that both are
 evaluated alike.
 """
 
 from detectron2 import model_zoo
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
 
+from sampling_free import (
+    ATSS,
+    PAA,
+    SamplingFreeATSS,
+    SamplingFreeFCOS,
+    SamplingFreePAA,
+    SamplingFreeRetinaNet,
+)
+
+BASELINES = {
+    SamplingFreeRetinaNet: RetinaNet,
+    SamplingFreeFCOS: FCOS,
+    SamplingFreeATSS: ATSS,
+    SamplingFreePAA: PAA,
+}
 OURS = ("prior", "guide", "box_reg_loss_weight", "box_weight", "loss_weight")
 
 
 def focal_baseline(model):
-    """Turns a sampling-free RetinaNet or FCOS node, in place, into Detectron2's class.
+    """Turns the node of a sampling-free dense detector, in place, into the class with focal loss.
 
-    model.test_score_thresh=0.05 is Detectron2's for RetinaNet, 0.2 for FCOS.
+    model.test_score_thresh=0.05 is the usual one for RetinaNet, ATSS and PAA, 0.2 for FCOS.
     """
-    name = "fcos" if "FCOS" in model._target_.__name__ else "retinanet"
-    stock = model_zoo.get_config(f"common/models/{name}.py").model
-    model._target_ = stock._target_
+    model._target_ = BASELINES[model._target_]
     for key in OURS:
         model.pop(key, None)
-    for key in ("focal_loss_alpha", "focal_loss_gamma"):
-        model[key] = stock[key]
+    model.focal_loss_alpha, model.focal_loss_gamma = 0.25, 2.0
 
 
 def sampled_baseline(model):

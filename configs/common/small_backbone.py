@@ -3,6 +3,7 @@
 Frozen batch normalisation, Detectron2's default, cannot learn from random weights.
 """
 
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 
 CHANNELS = 64
@@ -17,3 +18,10 @@ def small_backbone(model):
     )
     model.backbone.out_channels = CHANNELS
     model.pixel_std = [57.375, 57.120, 58.395]
+
+
+def small_point_head(model):
+    """Fits the head of an FCOS, ATSS or PAA node, in place, to the small backbone."""
+    model.backbone.top_block.in_channels = CHANNELS  # of p5
+    model.head.input_shape = [ShapeSpec(channels=CHANNELS)] * 5
+    model.head.conv_dims = [CHANNELS] * 4

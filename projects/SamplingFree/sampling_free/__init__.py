@@ -2,8 +2,10 @@
 
 from .classification_loss import sigmoid_bce_all
 from .convert import convert
+from .detectors.atss import ATSS, SamplingFreeATSS
 from .detectors.cascade import SamplingFreeCascadeROIHeads
 from .detectors.fcos import SamplingFreeFCOS
+from .detectors.paa import PAA, SamplingFreePAA
 from .detectors.retinanet import SamplingFreeRetinaNet
 from .detectors.roi_heads import (
     SamplingFreeFastRCNNOutputLayers,
@@ -14,6 +16,7 @@ from .detectors.rpn import SamplingFreeRPN
 from .engine import LazyTrainer
 from .errors import BadInput
 from .guided_loss import guide_ratio, guided_losses
+from .guides import make_guide
 from .prior import optimal_prior, prior_to_bias, start_loss
 from .prior_init import PriorInit
 from .yaml_config import add_sampling_free_config
@@ -21,12 +24,16 @@ from .yaml_config import add_sampling_free_config
 __version__ = "0.1.0"
 
 __all__ = [
+    "ATSS",
     "BadInput",
     "LazyTrainer",
+    "PAA",
     "PriorInit",
+    "SamplingFreeATSS",
     "SamplingFreeCascadeROIHeads",
     "SamplingFreeFCOS",
     "SamplingFreeFastRCNNOutputLayers",
+    "SamplingFreePAA",
     "SamplingFreeRPN",
     "SamplingFreeRes5ROIHeads",
     "SamplingFreeRetinaNet",
@@ -35,6 +42,7 @@ __all__ = [
     "convert",
     "guide_ratio",
     "guided_losses",
+    "make_guide",
     "optimal_prior",
     "prior_to_bias",
     "sigmoid_bce_all",

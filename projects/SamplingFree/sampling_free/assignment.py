@@ -12,11 +12,14 @@ import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 
+from .detectors.atss import ATSS
 from .errors import BadInput
 
 
 def assignment_of(model):
-    """The assignment of a RetinaNet, an FCOS, or the RPN of an R-CNN.
+    """The assignment of a RetinaNet, an FCOS, an ATSS, a PAA, or the RPN of an R-CNN.
+
+    PAA's depends on the network; ATSS' stands for it, see detectors/paa.py.
 
     Args:
         model (nn.Module): the whole detector, with its backbone.
@@ -30,13 +33,15 @@ def assignment_of(model):
     rpn = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN):
         return _RPNAssignment(model, rpn)
+    if isinstance(model, ATSS):
+        return _ATSSAssignment(model, model)
     if isinstance(model, FCOS):
         return _FCOSAssignment(model, model)
     if all(hasattr(model, x) for x in ("label_anchors", "anchor_generator", "anchor_matcher")):
         return Assignment(model, model)
     raise BadInput(
-        f"the prior of {type(model).__name__} cannot be counted; known are RetinaNet, FCOS and "
-        "R-CNNs with an RPN; set the prior to a number"
+        f"the prior of {type(model).__name__} cannot be counted; known are RetinaNet, FCOS, ATSS, "
+        "PAA and R-CNNs with an RPN; set the prior to a number"
     )
 
 
@@ -101,6 +106,11 @@ class Assignment:
 class _FCOSAssignment(Assignment):
     def matching(self):
         return {"center sampling radius": float(self.head.center_sampling_radius)}
+
+
+class _ATSSAssignment(Assignment):
+    def matching(self):
+        return {"assignment": "ATSS", "candidates of a level": int(self.head.topk)}
 
 
 class _RPNAssignment(Assignment):

@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from .errors import BadInput
+from .stored_prior import StoredPrior
 
 UNFINISHED = ".unfinished"
 
@@ -103,10 +104,27 @@ class NamingCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
+def load_trained(model, path, save_dir=""):
+    """Fills every parameter, and tells the model its prior, for inference.
+
+    Args:
+        model (nn.Module): changed in place.
+        path (str): of a checkpoint.
+        save_dir (str): as in Detectron2's checkpointer.
+
+    Raises:
+        BadInput: if the checkpoint does not fit.
+    """
+    stored = StoredPrior()
+    checkpointer = NamingCheckpointer(model, save_dir, prior=stored)
+    checkpointer.load(path, checkpointables=["prior"], need_all=True)
+    stored.give_all(model)
+
+
 def _parameters(keys):
-    """The keys without those that come and go with versions of PyTorch and Detectron2."""
+    """The keys without those that come and go with versions, or that only training needs."""
     ignored = ("num_batches_tracked", "pixel_mean", "pixel_std")
-    return [k for k in keys if not k.endswith(ignored)]
+    return [k for k in keys if not k.endswith(ignored) and "guide" not in k.split(".")]
 
 
 def _first_line(error):

@@ -40,3 +40,44 @@ def sigmoid_bce_all(logits, labels):
         rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
         signs = 1 - 2 * F.one_hot(labels[rows].long(), num_classes)
         return background + F.softplus(signs * logits[rows]).sum()
+
+
+@torch.no_grad()
+def sigmoid_bce_gradient_norm(logits, labels):
+    """L1 norm of the gradient of :func:`sigmoid_bce_all` with respect to the logits.
+
+    The gradient is sigmoid(x) - y, so no backward pass is needed. In float32.
+
+    Args:
+        logits, labels (Tensor): as in :func:`sigmoid_bce_all`.
+
+    Returns:
+        Tensor: float32 scalar >= 0.
+    """
+    num_classes = logits.shape[-1]
+    logits, labels = logits.reshape(-1, num_classes).float(), labels.reshape(-1)
+    scores = logits.sigmoid().sum(dim=1).masked_fill(labels < 0, 0).sum()
+    rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
+    right = logits[rows, labels[rows].long()]
+    return scores + ((-right).sigmoid() - right.sigmoid()).sum()
+
+
+@torch.no_grad()
+def cross_entropy_gradient_norm(logits, labels):
+    """L1 norm of the gradient of summed cross entropy: 2 (1 - p) of each row's right class.
+
+    The gradient is softmax(x) - y: 1 - p at the right class, p at each of the others.
+
+    Args:
+        logits (Tensor): (R, K + 1).
+        labels (Tensor): (R,) in 0..K; what is negative is ignored.
+
+    Returns:
+        Tensor: float32 scalar >= 0.
+    """
+    rows = (labels >= 0).nonzero().squeeze(1)
+    logits, right = logits[rows].float(), labels[rows].long()
+    others = logits.scatter(1, right.unsqueeze(1), -torch.inf)
+    # 1 - p by its logarithm: exact where p is almost 1.
+    log_rest = others.logsumexp(dim=1) - logits.logsumexp(dim=1)
+    return 2 * log_rest.exp().sum()

@@ -76,7 +76,8 @@ class _Node:
             self.node[key] = value
 
     def lower(self, key, limit, default):
-        if self.node.get(key, default) > limit:
+        value = self.node.get(key, default)
+        if not isinstance(value, str) and value > limit:  # "prior" follows from the data
             self.set(key, limit)
 
     def drop(self, *keys):

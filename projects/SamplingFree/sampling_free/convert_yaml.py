@@ -1,12 +1,22 @@
 """The conversion of a CfgNode; see convert.py."""
 
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork
+from detectron2.modeling.meta_arch.fcos import FCOS
 
+from .detectors.atss import SamplingFreeATSS
 from .detectors.fcos import SamplingFreeFCOS
+from .detectors.paa import SamplingFreePAA
 from .detectors.rpn import SamplingFreeRPN
 from .errors import BadInput
 from .families import COORDINATES, DENSE, FCOS_SCORE_THRESH, RCNNS, ROI_HEADS, SCORE_THRESH
 from .yaml_config import add_sampling_free_config
+
+# The node of each detector that Detectron2 has no YAML keys for.
+POINTS = {
+    SamplingFreeFCOS.__name__: "FCOS",
+    SamplingFreeATSS.__name__: "ATSS",
+    SamplingFreePAA.__name__: "PAA",
+}
 
 
 def convert_cfg_node(cfg, changes):
@@ -58,7 +68,9 @@ def convert_cfg_node(cfg, changes):
     if arch in META_ARCH_REGISTRY:  # perhaps a GeneralizedRCNN of the user's own
         cls = META_ARCH_REGISTRY.get(arch)
         rcnns += [arch] if isinstance(cls, type) and issubclass(cls, GeneralizedRCNN) else []
-    if swap("MODEL.META_ARCHITECTURE", ["RetinaNet", *rcnns, SamplingFreeFCOS.__name__]):
+    # Detectron2 has no FCOS in YAML.
+    dense = [SamplingFreeFCOS.__name__, *(x.__name__ for x in DENSE if x is not FCOS)]
+    if swap("MODEL.META_ARCHITECTURE", [*dense, *rcnns]):
         unused("MODEL.RETINANET", "FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA")
     if cfg.MODEL.META_ARCHITECTURE in rcnns:
         if swap("MODEL.PROPOSAL_GENERATOR.NAME", ["RPN", "PrecomputedProposals"]):
@@ -82,8 +94,10 @@ def convert_cfg_node(cfg, changes):
                 shrink_box_loss("MODEL.ROI_BOX_HEAD", cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION)
                 unused("MODEL.ROI_HEADS", "BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION")
             thresholds = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": SCORE_THRESH}
-    elif cfg.MODEL.META_ARCHITECTURE == SamplingFreeFCOS.__name__:
-        thresholds = {"MODEL.SAMPLING_FREE.FCOS.SCORE_THRESH_TEST": FCOS_SCORE_THRESH}
+    elif cfg.MODEL.META_ARCHITECTURE in POINTS:
+        key = POINTS[cfg.MODEL.META_ARCHITECTURE]
+        limit = FCOS_SCORE_THRESH if key == "FCOS" else SCORE_THRESH
+        thresholds = {f"MODEL.SAMPLING_FREE.{key}.SCORE_THRESH_TEST": limit}
     else:
         thresholds = {"MODEL.RETINANET.SCORE_THRESH_TEST": SCORE_THRESH}
     for key, limit in thresholds.items():

@@ -23,7 +23,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import ListConfig
 
 from . import best_threshold
-from .checkpoint import NamingCheckpointer
+from .checkpoint import NamingCheckpointer, load_trained
 from .datasets import dataset_names, instantiate_with, load_dataset, target_of, test_loader
 from .errors import BadInput
 from .hooks import FinalPictures, StatefulBestCheckpointer
@@ -285,7 +285,7 @@ def evaluate_only(cfg, resume=False):
             "--eval-only needs weights: give train.init_checkpoint=FILE, or --resume for the last "
             f"checkpoint in {cfg.train.output_dir}"
         )
-    checkpointer.load(path, checkpointables=[], need_all=True)
+    load_trained(model, path)
     results = LazyTrainer.test(cfg, model)
     check_expected(cfg, results)
     return results

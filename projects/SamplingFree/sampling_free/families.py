@@ -11,8 +11,10 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
+from .detectors.atss import ATSS, SamplingFreeATSS
 from .detectors.cascade import SamplingFreeCascadeROIHeads
 from .detectors.fcos import SamplingFreeFCOS
+from .detectors.paa import PAA, SamplingFreePAA
 from .detectors.retinanet import SamplingFreeRetinaNet
 from .detectors.roi_heads import (
     SamplingFreeFastRCNNOutputLayers,
@@ -26,7 +28,13 @@ SCORE_THRESH = 1e-3
 FCOS_SCORE_THRESH = round(SCORE_THRESH**0.5, 4)
 COORDINATES = 0.25  # makes a sum over the four coordinates a mean
 
-DENSE = {RetinaNet: SamplingFreeRetinaNet, FCOS: SamplingFreeFCOS}
+# A subclass before its base.
+DENSE = {
+    RetinaNet: SamplingFreeRetinaNet,
+    PAA: SamplingFreePAA,
+    ATSS: SamplingFreeATSS,
+    FCOS: SamplingFreeFCOS,
+}
 RCNNS = (GeneralizedRCNN, PanopticFPN, ProposalNetwork)
 PROPOSALS = {RPN: SamplingFreeRPN}
 ROI_HEADS = {

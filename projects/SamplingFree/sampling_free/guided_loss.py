@@ -8,17 +8,15 @@ the classification loss is multiplied by
 and then *has the value* of w times the localisation loss, while its gradient keeps its direction.
 Nothing is left to tune: w is 1 for one-stage detectors and the RPN, 2 for the RoI head.
 
-Source: arXiv 1909.04868, section "Guided Loss Scaling". Needs torch only.
+Source: arXiv 1909.04868, section "Guided Loss Scaling". Other ways to find r are in guides.py.
+Needs torch only.
 """
 
-import math
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from .errors import BadInput
 
 
 def guide_ratio(loss_cls, loss_loc, weight=1.0):
@@ -45,6 +43,7 @@ class GuidedLosses(NamedTuple):
         ratio: r, without gradient, equal on all processes.
         loss_cls_raw: the classification loss before scaling, without gradient, over all processes.
         num_foreground: foreground samples of all processes.
+        loss_guide: one more loss, of a guide that learns; else None.
     """
 
     loss_cls: Tensor
@@ -52,10 +51,15 @@ class GuidedLosses(NamedTuple):
     ratio: Tensor
     loss_cls_raw: Tensor
     num_foreground: Tensor
+    loss_guide: Optional[Tensor] = None
+
+    def extra(self, name):
+        """dict[str, Tensor]: ``loss_guide`` under that name; empty without one."""
+        return {} if self.loss_guide is None else {name: self.loss_guide}
 
 
 def guided_losses(
-    sum_cls, sum_loc, num_foreground, guide="iteration", weight=1.0, loc_normalizers=None
+    sum_cls, sum_loc, num_foreground, guide, *, loc_normalizers=None, gradient_norms=None
 ):
     """Normalises the losses by the foreground samples of *all* processes and applies the guide.
 
@@ -68,68 +72,58 @@ def guided_losses(
         sum_loc (Tensor or tuple[Tensor]): localisation loss summed over this process' foreground,
             scalar; of several (box and centerness, say) the mean is the guide.
         num_foreground (Tensor): N_f of this process' batch, scalar.
-        guide (str or float): "iteration", the paper's r; or a constant that stands in for it
-            (1.0 leaves the classification loss as it is).
-        weight (float): w, used by "iteration".
+        guide (IterationGuide): the paper's r, or another of guides.py.
         loc_normalizers (tuple[Tensor]): what each localisation loss is divided by, summed over
             the processes, in place of N_f.
+        gradient_norms (callable): gives the L1 norms of the gradients of ``sum_cls`` and of each
+            of ``sum_loc`` at the head's outputs; called only for a guide that matches those.
 
     Returns:
         GuidedLosses
     """
     sums_loc = (sum_loc,) if isinstance(sum_loc, Tensor) else tuple(sum_loc)
     normalizers = loc_normalizers or (num_foreground,) * len(sums_loc)
-    # One reduction of the sums, not of r: a mean of ratios is no ratio of means. In float64, as
-    # half precision does not hold the count.
-    sums = sum_cls, num_foreground, *sums_loc, *normalizers
-    totals = torch.stack([x.detach().double() for x in sums])
-    world_size = num_processes()
-    if world_size > 1:
-        dist.all_reduce(totals)
-    total_cls, total_foreground = totals[:2]
-    totals_loc, total_normalizers = totals[2:].chunk(2)
+    sizes = gradient_norms() if guide.by_gradient else (sum_cls, *sums_loc)
+    # One reduction of the sums, not of r: a mean of ratios is no ratio of means.
+    totals, world_size = sum_over_processes(sum_cls, num_foreground, *sizes, *normalizers)
+    total_cls, total_foreground, size_cls = totals[:3]
+    sizes_loc, total_normalizers = totals[3:].chunk(2)
     num_or_1 = total_foreground.clamp(min=1)
     normalizers_or_1 = total_normalizers.masked_fill(total_normalizers <= 0, 1)
+    has_foreground = total_foreground > 0
 
-    if guide == "iteration":
-        # L_loc times N_f, as L_cls is: both without their common divisor.
-        total_loc = (totals_loc * (num_or_1 / normalizers_or_1)).mean()
-        ratio = guide_ratio(total_cls, total_loc, weight)
-    else:
-        ratio = torch.full_like(total_cls, float(guide)).float()
-    ratio = torch.where(total_foreground > 0, ratio, torch.zeros_like(ratio))
+    ratio = guide(size_cls / num_or_1, (sizes_loc / normalizers_or_1).mean(), has_foreground)
+    ratio = torch.where(has_foreground, ratio, torch.zeros_like(ratio))
     # DistributedDataParallel averages the gradients over processes, hence the factor.
-    losses_loc = tuple(x * (world_size / n).to(x.dtype) for x, n in zip(sums_loc, normalizers_or_1))
+    loss_cls = sum_cls * (ratio * (world_size / num_or_1)).to(sum_cls.dtype)
+    losses_loc = [x * (world_size / n).to(x.dtype) for x, n in zip(sums_loc, normalizers_or_1)]
+    (loss_cls, *losses_loc), loss_guide = guide.weigh([loss_cls, *losses_loc])
     return GuidedLosses(
-        loss_cls=sum_cls * (ratio * (world_size / num_or_1)).to(sum_cls.dtype),
-        loss_loc=losses_loc[0] if isinstance(sum_loc, Tensor) else losses_loc,
+        loss_cls=loss_cls,
+        loss_loc=losses_loc[0] if isinstance(sum_loc, Tensor) else tuple(losses_loc),
         ratio=ratio,
         loss_cls_raw=total_cls / num_or_1,
         num_foreground=total_foreground,
+        loss_guide=None if loss_guide is None else loss_guide * has_foreground,
     )
+
+
+def sum_over_processes(*scalars):
+    """
+    Args:
+        scalars (Tensor): S of them, of this process.
+
+    Returns:
+        tuple[Tensor, int]: their sums over all processes, (S,), float64 as half precision does not
+        hold a count, without gradient; and the number of processes.
+    """
+    totals = torch.stack([x.detach().double() for x in scalars])
+    world_size = num_processes()
+    if world_size > 1:
+        dist.all_reduce(totals)
+    return totals, world_size
 
 
 def num_processes():
     """Processes of the training, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def check_guide(guide, key="model.guide"):
-    """Returns ``guide`` if it is known, else raises BadInput with the list of those known.
-
-    Args:
-        guide (str or float):
-        key (str): where a config has it.
-    """
-    if guide == "iteration":
-        return guide
-    try:
-        constant = float(guide)
-    except (TypeError, ValueError):
-        constant = math.nan
-    if not 0 <= constant < math.inf:
-        raise BadInput(
-            f"{key}={guide!r} is unknown; known: 'iteration', or a number >= 0 as a constant "
-            "(YAML: MODEL.SAMPLING_FREE.GUIDE)"
-        )
-    return constant

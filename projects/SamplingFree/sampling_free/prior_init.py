@@ -19,8 +19,10 @@ from .counting import count_anchors
 from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias, SoftmaxPriorBias
 from .errors import BadInput
 from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
+from .guides import FrozenGuide
 from .loader import ReadOrName
 from .prior import prior_to_bias
+from .stored_prior import StoredPrior
 from .views import seeded
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class PriorInit(HookBase):
         self.output_dir = output_dir
         self.prior_file = prior_file
         self.reset_prior = reset_prior
-        self.state = {}
+        self.stored = StoredPrior()
 
     @classmethod
     def from_config(cls, cfg):
@@ -85,10 +87,10 @@ class PriorInit(HookBase):
 
     def state_dict(self):
         """{"prior": float or list, "estimate": dict or None}, or {} before training."""
-        return self.state
+        return self.stored.state_dict()
 
     def load_state_dict(self, state):
-        self.state = dict(state)
+        self.stored.load_state_dict(state)
 
     def before_train(self):
         if self.dataset_dicts is None:  # train() was called again
@@ -102,9 +104,12 @@ class PriorInit(HookBase):
             else:
                 self._start(model, name, head)
         if self.trainer.start_iter == 0:
-            for name, head in model.named_modules():
-                if isinstance(head, SoftmaxPriorBias):
-                    self._start_softmax(name, head)
+            for name, module in model.named_modules():
+                if isinstance(module, SoftmaxPriorBias):
+                    self._start_softmax(name, module)
+                if isinstance(module, FrozenGuide) and module.num_batches > 0:
+                    module.restart()
+                    logger.info(f"{name} came with the checkpoint and starts anew.")
         self.dataset_dicts = None  # not needed any more, and large
 
     def _start(self, model, name, head):
@@ -114,6 +119,7 @@ class PriorInit(HookBase):
             estimate = self._estimate(model)
             logger.info("Prior of the training set:\n" + estimate.table())
             prior = estimate.prior
+            head.class_priors = estimate.class_priors
             if head.prior == PER_CLASS:
                 prior = estimate.class_priors
                 for absent in estimate.absent_classes:
@@ -121,12 +127,12 @@ class PriorInit(HookBase):
         else:
             logger.info(f"Prior {_shown(prior, 4)} from the config; nothing measured.")
         self._set_bias(model, name, head, prior)
-        self.state = {"prior": prior, "estimate": asdict(estimate) if estimate else None}
+        self.stored.load_state_dict(
+            {"prior": prior, "estimate": asdict(estimate) if estimate else None}
+        )
 
     def _restore(self, head):
-        if "prior" in self.state:
-            head.prior = self.state["prior"]
-        elif head.prior in TO_BE_MEASURED:
+        if not self.stored.give(head, wins=True) and head.prior in TO_BE_MEASURED:
             raise BadInput(
                 "no prior came with the checkpoint to resume from: register PriorInit before it is "
                 "loaded; if it is of another run, start anew with train.init_checkpoint set to it"

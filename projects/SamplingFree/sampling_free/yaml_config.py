@@ -49,11 +49,15 @@ EVALUATORS = {
 def add_sampling_free_config(cfg):
     """Adds the node ``MODEL.SAMPLING_FREE`` to a CfgNode, in place."""
     cfg.MODEL.SAMPLING_FREE = node = CfgNode()
-    # Of the RetinaNet, the FCOS or the RPN. None: measured on the training set before the first
+    # Of the dense detector or the RPN. None: measured on the training set before the first
     # iteration; "per_class": one for each class, measured; a number in (0, 1) wins.
     node.PRIOR = None
-    # None: the paper's r = L_loc / L_cls in every iteration; a number is a constant instead.
+    # None: the paper's r = L_loc / L_cls in every iteration; "gradient", "frozen", or a number as a
+    # constant instead: see guides.py.
     node.GUIDE = None
+    # Dense detectors. None: the number in the detector's own key; "prior" or "per_class": from the
+    # measured prior.
+    node.TEST_SCORE_THRESH = None
     # RetinaNet; 0.25 is the mean over the four coordinates. The RPN and the RoI head have
     # Detectron2's BBOX_REG_LOSS_WEIGHT for it.
     node.BOX_REG_LOSS_WEIGHT = 1.0
@@ -67,6 +71,20 @@ def add_sampling_free_config(cfg):
     fcos.CENTER_SAMPLING_RADIUS = 1.5  # in strides
     fcos.SCORE_THRESH_TEST = 0.0316  # of sqrt(class score * centerness)
     fcos.NMS_THRESH_TEST = 0.6
+
+    atss = node.ATSS = CfgNode()  # the rest is in MODEL.RETINANET
+    atss.NORM = "GN"
+    atss.ANCHOR_SIZE = 8.0  # in strides
+    atss.TOPK = 9  # candidates of an object in each level
+    atss.BOX_LOSS_WEIGHT = 2.0
+    atss.SCORE_THRESH_TEST = 0.05  # of the class score
+    atss.NMS_THRESH_TEST = 0.6
+
+    paa = node.PAA = atss.clone()
+    paa.IOU_THRESHOLD = 0.1  # of the candidates
+    paa.BOX_LOSS_WEIGHT = 1.3
+    paa.IOU_LOSS_WEIGHT = 0.5
+    paa.SCORE_VOTING = True
 
 
 def is_cfg_node_file(path):

@@ -4,12 +4,12 @@ import torch
 from omegaconf import ListConfig
 
 from ..errors import BadInput
+from ..guides import ITERATION
 from ..prior import prior_to_bias, softmax_prior_to_bias
 
 AUTO = "auto"
 PER_CLASS = "per_class"
 TO_BE_MEASURED = (AUTO, PER_CLASS)
-ITERATION = "iteration"
 
 
 def parameter_or_none(module, name):
@@ -66,10 +66,12 @@ class PriorBias(ClassifierBias):
 
     Attributes:
         prior (float, list[float] or str): "auto" or "per_class" until it has been measured.
+        class_priors (list[float] or None): (C,) theta_j of each class, if they were measured.
         prior_key (str): where a config has it.
     """
 
     prior_key = "model.prior"
+    class_priors = None
 
     def init_prior(self, prior):
         """Sets up the prior.
@@ -86,6 +88,11 @@ class PriorBias(ClassifierBias):
         if isinstance(prior, str) and prior in TO_BE_MEASURED:
             return
         several = isinstance(prior, (list, tuple, ListConfig))
+        if several and len(prior) != self.num_prior_classes:
+            raise BadInput(
+                f"{self.prior_key}={list(prior)}: {len(prior)} for a head of "
+                f"{self.num_prior_classes} class(es); give one for each class, or 'auto'"
+            )
         try:
             self.set_prior([float(x) for x in prior] if several else float(prior))
         except (TypeError, ValueError, RuntimeError):
@@ -93,6 +100,11 @@ class PriorBias(ClassifierBias):
                 f"{self.prior_key}={prior!r} is neither 'auto' nor 'per_class', nor a number in "
                 "(0, 1), nor one for each class (YAML: MODEL.SAMPLING_FREE.PRIOR)"
             ) from None
+
+    @property
+    def num_prior_classes(self):
+        """C: 1 for the objectness of an RPN."""
+        return getattr(self, "num_classes", 1)
 
     @torch.no_grad()
     def set_prior(self, prior):
@@ -102,11 +114,10 @@ class PriorBias(ClassifierBias):
             prior (float or list[float]): in (0, 1); of a list the scores of each class, (C,).
         """
         if isinstance(prior, list):
-            num_classes = getattr(self, "num_classes", 1)  # of an RPN
-            if len(prior) != num_classes:
-                raise ValueError(f"{len(prior)} priors for {num_classes} classes")
+            if len(prior) != self.num_prior_classes:
+                raise ValueError(f"{len(prior)} priors for {self.num_prior_classes} classes")
             biases = self.classifier_bias.new_tensor([prior_to_bias(x) for x in prior])
-            self.classifier_bias.view(-1, num_classes).copy_(biases)  # (A, C)
+            self.classifier_bias.view(-1, len(prior)).copy_(biases)  # (A, C)
         else:
             self.classifier_bias.fill_(prior_to_bias(prior))
         self.prior = prior

@@ -12,14 +12,16 @@ from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import get_event_storage
 
-from ..classification_loss import sigmoid_bce_all
+from ..classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from ..guide_log import GuideLog, per_image
-from ..guided_loss import check_guide, guided_losses
+from ..guided_loss import guided_losses
+from ..guides import gradient_norms, make_guide
 from .bias import PriorBias, prior_and_guide
+from .thresholds import PriorThreshold
 
 
 @META_ARCH_REGISTRY.register()
-class SamplingFreeRetinaNet(PriorBias, RetinaNet):
+class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
     """Detectron2's RetinaNet, trained as arXiv 1909.04868 has it.
 
     ``focal_loss_alpha`` and ``focal_loss_gamma`` are accepted, as every RetinaNet config has
@@ -35,16 +37,17 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
             prior (float, list[float] or str): start score at every anchor, of every class or of
                 each; "auto" has the hook ``PriorInit`` measure the one on the training set,
                 "per_class" (ours) the other.
-            guide (str or float): "iteration", r = L_loc / L_cls in every iteration; a number is a
-                constant in its place, 1.0 the plain sum of the losses.
+            guide (str or float): "iteration", r = L_loc / L_cls in every iteration; "gradient",
+                "frozen" or a constant instead: see guides.py.
             box_reg_loss_weight (float): factor of the box loss, which is summed over the four
                 coordinates and divided by the number of foreground anchors. The authors' code
                 has its mean over the coordinates: 0.25. As it guides the classification loss it
                 scales that too.
-            kwargs: as in Detectron2's ``RetinaNet``.
+            kwargs: as in Detectron2's ``RetinaNet``; ``test_score_thresh`` may be "prior" or
+                "per_class", see ``PriorThreshold``.
         """
         super().__init__(**kwargs)
-        self.guide = check_guide(guide)
+        self.guide = make_guide(guide)
         self.box_reg_loss_weight = box_reg_loss_weight
         self.guide_log = GuideLog()
         self.init_prior(prior)
@@ -55,6 +58,7 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
         return {
             **super().from_config(cfg),
             **prior_and_guide(node),
+            **cls.threshold_from_config(cfg),
             "box_reg_loss_weight": node.BOX_REG_LOSS_WEIGHT,
         }
 
@@ -67,28 +71,43 @@ class SamplingFreeRetinaNet(PriorBias, RetinaNet):
             gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
 
         Returns:
-            dict[str, Tensor]: "loss_cls", scaled by the guide and by design as large as
-            "loss_box_reg", the other. The event storage gets "guide/r" and
-            "guide/loss_cls_raw", the loss before scaling.
+            dict[str, Tensor]: "loss_cls", scaled by the guide, which in "iteration" makes it as
+            large as "loss_box_reg", the other; "loss_guide" where the guide learns. The event
+            storage gets "guide/r" and "guide/loss_cls_raw", the loss before scaling.
         """
         self.require_prior()
         gt_labels = torch.stack(gt_labels)
         foreground = (gt_labels >= 0) & (gt_labels != self.num_classes)
         labels_of_levels = gt_labels.split([x.shape[1] for x in pred_logits], dim=1)
-        sum_cls = sum(
-            sigmoid_bce_all(logits, labels)  # (N, Hi*Wi*A, K), (N, Hi*Wi*A)
-            for logits, labels in zip(pred_logits, labels_of_levels)
+        # Of each level (N, Hi*Wi*A, K) and (N, Hi*Wi*A).
+        sum_cls = sum(map(sigmoid_bce_all, pred_logits, labels_of_levels))
+
+        def sum_box(deltas):
+            return self.box_reg_loss_weight * _dense_box_regression_loss(
+                anchors,
+                self.box2box_transform,
+                deltas,
+                gt_boxes,
+                foreground,
+                box_reg_loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            )
+
+        losses = guided_losses(
+            sum_cls,
+            sum_box(pred_anchor_deltas),
+            foreground.sum(),
+            self.guide,
+            gradient_norms=lambda: gradient_norms(
+                sum(map(sigmoid_bce_gradient_norm, pred_logits, labels_of_levels)),
+                sum_box,
+                pred_anchor_deltas,
+            ),
         )
-        sum_box = self.box_reg_loss_weight * _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            foreground,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
-        losses = guided_losses(sum_cls, sum_box, foreground.sum(), self.guide)
         scalars = {"num_pos_anchors": per_image(losses.num_foreground, len(gt_labels))}
         self.guide_log.write(losses, get_event_storage(), scalars)
-        return {"loss_cls": losses.loss_cls, "loss_box_reg": losses.loss_loc}
+        return {
+            "loss_cls": losses.loss_cls,
+            "loss_box_reg": losses.loss_loc,
+            **losses.extra("loss_guide"),
+        }

@@ -20,9 +20,11 @@ from detectron2.modeling.roi_heads import (
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..classification_loss import cross_entropy_gradient_norm
 from ..errors import BadInput
 from ..guide_log import GuideLog
-from ..guided_loss import check_guide, guided_losses
+from ..guided_loss import guided_losses
+from ..guides import gradient_norms, make_guide
 from .bias import SoftmaxPriorBias, prior_and_guide
 
 GUIDE_WEIGHT = 2.0  # w of the paper for the RoI head
@@ -55,7 +57,12 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
                 "box_predictor.use_sigmoid_ce=True: every score of this head would start at 0.5, "
                 "and it has no prior; set it to False"
             )
-        self.guide = check_guide(guide, "model.roi_heads.box_predictor.guide")
+        if isinstance(self.test_score_thresh, str):
+            raise BadInput(
+                f"box_predictor.test_score_thresh={self.test_score_thresh!r}: a RoI head has no "
+                "prior to take it from; give a number"
+            )
+        self.guide = make_guide(guide, "model.roi_heads.box_predictor.guide", GUIDE_WEIGHT)
         self.guide_log = GuideLog("roi")
         self.init_softmax_prior(softmax_prior)
 
@@ -75,20 +82,38 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
             proposals (list[Instances]): labelled, all of them, as ``ROIHeads`` does it.
 
         Returns:
-            dict[str, Tensor]: "loss_cls", scaled by the guide and by design twice as large as
-            "loss_box_reg". The event storage gets "guide/roi/r" and "guide/roi/loss_cls_raw".
+            dict[str, Tensor]: "loss_cls", scaled by the guide, which in "iteration" makes it
+            twice as large as "loss_box_reg", the other; "loss_guide" where the guide learns. The
+            event storage gets "guide/roi/r" and "guide/roi/loss_cls_raw".
         """
         means = super().losses(predictions, proposals)
+        logits, deltas = predictions
         labels = cat([p.gt_classes for p in proposals], dim=0)  # (R,)
         losses = guided_losses(
             means["loss_cls"] * len(labels),
             means["loss_box_reg"] * len(labels),
             ((labels >= 0) & (labels < self.num_classes)).sum(),
             self.guide,
-            GUIDE_WEIGHT,
+            gradient_norms=lambda: gradient_norms(
+                self.loss_weight.get("loss_cls", 1.0) * cross_entropy_gradient_norm(logits, labels),
+                lambda copies: self._sum_box(copies[0].flatten(1), proposals, labels),
+                [deltas.view(len(deltas), -1, 4)],
+            ),
         )
         self.guide_log.write(losses, get_event_storage(), {})
-        return {**means, "loss_cls": losses.loss_cls, "loss_box_reg": losses.loss_loc}
+        return {
+            **means,
+            "loss_cls": losses.loss_cls,
+            "loss_box_reg": losses.loss_loc,
+            **losses.extra("loss_guide"),
+        }
+
+    def _sum_box(self, deltas, proposals, labels):
+        """The box loss summed over the foreground; ``losses`` has it from Detectron2."""
+        boxes = cat([p.proposal_boxes.tensor for p in proposals])
+        gt_boxes = cat([getattr(p, "gt_boxes", p.proposal_boxes).tensor for p in proposals])
+        mean = self.box_reg_loss(boxes, gt_boxes, deltas, labels)
+        return self.loss_weight.get("loss_box_reg", 1.0) * mean * len(labels)
 
 
 class EveryProposal:

@@ -13,9 +13,10 @@ from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.utils.events import get_event_storage
 
-from ..classification_loss import sigmoid_bce_all
+from ..classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from ..guide_log import GuideLog, per_image
-from ..guided_loss import check_guide, guided_losses
+from ..guided_loss import guided_losses
+from ..guides import gradient_norms, make_guide
 from .bias import PriorBias, prior_and_guide
 
 
@@ -52,7 +53,7 @@ class SamplingFreeRPN(PriorBias, RPN):
             positive_fraction=positive_fraction,
             **kwargs,
         )
-        self.guide = check_guide(guide, "model.proposal_generator.guide")
+        self.guide = make_guide(guide, "model.proposal_generator.guide")
         self.guide_log = GuideLog("rpn")
         self.init_prior(prior)
 
@@ -79,8 +80,9 @@ class SamplingFreeRPN(PriorBias, RPN):
             gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
 
         Returns:
-            dict[str, Tensor]: "loss_rpn_cls", scaled by the guide and by design as large as
-            "loss_rpn_loc". The event storage gets "guide/rpn/r" and "guide/rpn/loss_cls_raw".
+            dict[str, Tensor]: "loss_rpn_cls", scaled by the guide, which in "iteration" makes it
+            as large as "loss_rpn_loc", the other; "loss_rpn_guide" where the guide learns. The
+            event storage gets "guide/rpn/r" and "guide/rpn/loss_cls_raw".
         """
         self.require_prior()
         gt_labels = torch.stack(gt_labels)  # (N, R)
@@ -88,24 +90,31 @@ class SamplingFreeRPN(PriorBias, RPN):
         # One class, 0, and background, 1.
         labels = torch.where(gt_labels < 0, gt_labels, 1 - gt_labels)
         labels_of_levels = labels.split([x.shape[1] for x in pred_objectness_logits], dim=1)
-        sum_cls = sum(
-            sigmoid_bce_all(logits.unsqueeze(2), labels)  # (N, Hi*Wi*A, 1), (N, Hi*Wi*A)
-            for logits, labels in zip(pred_objectness_logits, labels_of_levels)
-        )
-        sum_box = _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            foreground,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
+        logits = [x.unsqueeze(2) for x in pred_objectness_logits]  # (N, Hi*Wi*A, 1)
+        cls_weight = self.loss_weight.get("loss_rpn_cls", 1.0)
+        sum_cls = cls_weight * sum(map(sigmoid_bce_all, logits, labels_of_levels))
+
+        def sum_box(deltas):
+            return self.loss_weight.get("loss_rpn_loc", 1.0) * _dense_box_regression_loss(
+                anchors,
+                self.box2box_transform,
+                deltas,
+                gt_boxes,
+                foreground,
+                box_reg_loss_type=self.box_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+            )
+
         losses = guided_losses(
-            sum_cls * self.loss_weight.get("loss_rpn_cls", 1.0),
-            sum_box * self.loss_weight.get("loss_rpn_loc", 1.0),
+            sum_cls,
+            sum_box(pred_anchor_deltas),
             foreground.sum(),
             self.guide,
+            gradient_norms=lambda: gradient_norms(
+                cls_weight * sum(map(sigmoid_bce_gradient_norm, logits, labels_of_levels)),
+                sum_box,
+                pred_anchor_deltas,
+            ),
         )
         num_images = len(gt_labels)
         scalars = {
@@ -114,4 +123,8 @@ class SamplingFreeRPN(PriorBias, RPN):
             "rpn/num_neg_anchors": (gt_labels == 0).sum() / num_images,
         }
         self.guide_log.write(losses, get_event_storage(), scalars)
-        return {"loss_rpn_cls": losses.loss_cls, "loss_rpn_loc": losses.loss_loc}
+        return {
+            "loss_rpn_cls": losses.loss_cls,
+            "loss_rpn_loc": losses.loss_loc,
+            **losses.extra("loss_rpn_guide"),
+        }

@@ -1,0 +1,182 @@
+"""PAA (arXiv 2007.08103) as a Detectron2 meta-architecture: with focal loss, and without.
+
+    N images   R anchors of all levels   K classes
+
+ATSS' anchors and head with three changes: foreground is what the network itself takes for it
+(paa_assignment.py), the quality is the box's IoU in place of centerness, and detections vote for
+their boxes (score_voting.py).
+
+**What is counted for the prior.** PAA's assignment depends on the network, so that its N_f changes
+while it learns and cannot be counted beforehand. ATSS' assignment on the same anchors is counted
+in its place.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures.boxes import matched_pairwise_iou
+from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
+from torch.nn import functional as F
+
+from ..classification_loss import sigmoid_bce_all
+from ..paa_assignment import paa_match
+from ..score_voting import vote
+from .atss import ATSS
+from .bias import prior_and_guide
+from .points import GuidedPoints, point_detector_arguments
+from .thresholds import PriorThreshold
+
+
+@META_ARCH_REGISTRY.register()
+class PAA(ATSS):
+    """PAA with focal loss, as published."""
+
+    loss_names = ("loss_cls", "loss_box_reg", "loss_iou")
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        iou_threshold=0.1,
+        box_loss_weight=1.3,
+        iou_loss_weight=0.5,
+        score_voting=True,
+        **kwargs,
+    ):
+        """
+        Args:
+            iou_threshold (float): an anchor is a candidate of the object that it overlaps most if
+                their IoU is at least that; the best anchors of an object are in any case.
+            box_loss_weight (float): of the GIoU loss.
+            iou_loss_weight (float): of the loss of the predicted IoU.
+            score_voting (bool): in inference.
+            kwargs: as in ``ATSS``; ``topk`` is the number of candidates by the network's loss.
+        """
+        super().__init__(box_loss_weight=box_loss_weight, **kwargs)
+        self.matcher = Matcher([iou_threshold], [0, 1], allow_low_quality_matches=True)
+        self.quality_loss_weight = iou_loss_weight
+        self.score_voting = score_voting
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.SAMPLING_FREE.PAA
+        return {
+            **point_detector_arguments(cfg, node),
+            "anchor_size": node.ANCHOR_SIZE,
+            "topk": node.TOPK,
+            "iou_threshold": node.IOU_THRESHOLD,
+            "box_loss_weight": node.BOX_LOSS_WEIGHT,
+            "iou_loss_weight": node.IOU_LOSS_WEIGHT,
+            "score_voting": node.SCORE_VOTING,
+        }
+
+    def forward_training(self, images, features, predictions, gt_instances):
+        logits, deltas, quality = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
+        anchors = self.anchor_generator(features)
+        labels, boxes = self.label_by_prediction(anchors, gt_instances, logits, deltas)
+        return self.losses(anchors, logits, labels, deltas, boxes, quality)
+
+    @torch.no_grad()
+    def label_by_prediction(self, anchors, gt_instances, pred_logits, pred_anchor_deltas):
+        """
+        Args:
+            anchors (list[Boxes]): one for each level.
+            gt_instances (list[Instances]): N times the ground truth.
+            pred_logits, pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi, K or 4).
+
+        Returns:
+            tuple[list[Tensor], list[Tensor]]: as ``ATSS.label_anchors``.
+        """
+        all_anchors = Boxes.cat(anchors)
+        objects = [self._candidates(all_anchors, x.gt_boxes) for x in gt_instances]  # N times (R,)
+        labels, boxes = map(torch.stack, self.labels_and_boxes(objects, gt_instances))
+        logits = torch.cat(pred_logits, dim=1).float()  # (N, R, K)
+        deltas = torch.cat(pred_anchor_deltas, dim=1).float()  # (N, R, 4)
+        losses = torch.zeros_like(logits[..., 0])  # (N, R)
+        foreground = labels != self.num_classes
+        with torch.autocast(logits.device.type, enabled=False):
+            rows = all_anchors.tensor.expand(len(labels), -1, -1)[foreground]
+            predicted = self.box2box_transform.apply_deltas(deltas[foreground], rows)
+            loc = giou_loss(predicted, boxes[foreground], reduction="none")
+            losses[foreground] = self.anchor_losses(logits, labels, foreground, loc)
+        sizes = [len(x) for x in anchors]
+        matched = [paa_match(x, k, sizes, self.topk) for x, k in zip(losses, objects)]
+        return self.labels_and_boxes(matched, gt_instances)
+
+    def _candidates(self, anchors, gt_boxes):
+        """(R,) the object that each anchor would be matched with, or -1."""
+        if len(gt_boxes) == 0:
+            return anchors.tensor.new_full((len(anchors),), -1, dtype=torch.long)
+        indices, labels = self.matcher(pairwise_iou(gt_boxes, anchors))
+        return torch.where(labels == 1, indices, -1)
+
+    def anchor_losses(self, logits, labels, foreground, loc):
+        """What the network says of each candidate: classification plus localisation loss.
+
+        Args:
+            logits (Tensor): (N, R, K).
+            labels (Tensor): (N, R) of the candidates' objects, 0..K-1; K elsewhere.
+            foreground (Tensor): (N, R) bool: the candidates, M in all.
+            loc (Tensor): (M,) GIoU loss of each.
+
+        Returns:
+            Tensor: (M,)
+        """
+        one_hot = F.one_hot(labels[foreground], self.num_classes).to(logits.dtype)  # (M, K)
+        cls = sigmoid_focal_loss_jit(
+            logits[foreground], one_hot, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        )
+        return cls.sum(dim=1) + loc
+
+    def quality_target(self, boxes, anchors, gt_boxes):
+        """(N_f,) IoU of each predicted box, in [0, 1]: target of the quality, weight of the box."""
+        return matched_pairwise_iou(Boxes(boxes), Boxes(gt_boxes))
+
+    def refine(self, detections, candidates):
+        """After NMS: score voting."""
+        if self.score_voting and len(detections) > 0:
+            detections.pred_boxes = vote(detections, candidates)
+        return detections
+
+
+@META_ARCH_REGISTRY.register()
+class SamplingFreePAA(PriorThreshold, GuidedPoints, PAA):
+    """PAA, trained as arXiv 1909.04868 has it.
+
+    ``focal_loss_alpha`` and ``focal_loss_gamma`` are accepted and unused.
+    """
+
+    loss_names = PAA.loss_names
+
+    @configurable
+    def __init__(self, *, prior="auto", guide="iteration", test_score_thresh=0.001, **kwargs):
+        """
+        Args:
+            prior, guide, test_score_thresh: as in ``SamplingFreeATSS``.
+            kwargs: as in ``PAA``.
+        """
+        super().__init__(test_score_thresh=test_score_thresh, **kwargs)
+        self.init_guide_and_prior(guide, prior)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            **super().from_config(cfg),
+            **prior_and_guide(cfg.MODEL.SAMPLING_FREE),
+            **cls.threshold_from_config(cfg),
+        }
+
+    def anchor_losses(self, logits, labels, foreground, loc):
+        """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.
+
+        Its sum over all anchors is scaled to that of the localisation loss, as in the authors'
+        final code, so that neither of the two decides alone.
+        """
+        rows = labels[foreground]
+        signs = 1 - 2 * F.one_hot(rows, self.num_classes)
+        cls = F.softplus(signs * logits[foreground]).sum(dim=1)  # (M,)
+        return cls * loc.sum() / sigmoid_bce_all(logits, labels) + loc

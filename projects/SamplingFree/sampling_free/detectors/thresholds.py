@@ -1,0 +1,80 @@
+"""Test thresholds that follow from the prior: nothing to choose for a detector of low scores.
+
+Trained on every sample, a detector starts from scores of the prior's size and stays low
+("confidence shifting"), so that the customary 0.05 would hide detections. Besides a number,
+``test_score_thresh`` takes
+
+    "prior"       N_f / N, the share of foreground among the anchors
+    "per_class"   theta_j = N_j / N for class j (arXiv 1909.04868, versions of 2019: the adaptive
+                  threshold)
+
+from the prior that was measured for training and lies in the checkpoint.
+"""
+
+import math
+
+from ..errors import BadInput
+
+PRIOR = "prior"
+PER_CLASS = "per_class"
+MODES = (PRIOR, PER_CLASS)
+
+
+class PriorThreshold:
+    """Mixin of a dense detector with :class:`PriorBias`; Detectron2's inference stays."""
+
+    @property
+    def test_score_thresh(self):
+        """float or Tensor: what inference compares its scores with, for "per_class" (K,).
+
+        Raises:
+            BadInput: if it is to follow from a prior that is not known.
+        """
+        mode = self._test_score_thresh
+        if not isinstance(mode, str):
+            return mode
+        if isinstance(self.prior, str):
+            raise BadInput(
+                f"model.test_score_thresh={mode!r}: no prior is stored with these weights; set "
+                "model.prior to that of their training (prior.json), or model.test_score_thresh "
+                "to a number"
+            )
+        several = isinstance(self.prior, list)
+        if mode == PRIOR:  # pi* is the mean of theta_j, this is their sum
+            total = sum(self.prior) if several else self.prior * self.num_classes
+            return self.compared_threshold(total)
+        thetas = self.prior if several else self.class_priors
+        if thetas is None:
+            raise BadInput(
+                "model.test_score_thresh='per_class': model.prior is one number for all classes; "
+                "give a list of one for each, or have it measured (model.prior='auto')"
+            )
+        return self.pixel_mean.new_tensor([self.compared_threshold(x) for x in thetas])
+
+    @test_score_thresh.setter
+    def test_score_thresh(self, threshold):
+        if isinstance(threshold, str) and threshold not in MODES:
+            raise BadInput(
+                f"model.test_score_thresh={threshold!r} is unknown; known: {', '.join(MODES)}, or "
+                "a number (YAML: MODEL.SAMPLING_FREE.TEST_SCORE_THRESH)"
+            )
+        self._test_score_thresh = threshold
+
+    @staticmethod
+    def compared_threshold(threshold):
+        """The threshold of a class score as a threshold of what inference compares with it."""
+        return threshold
+
+    @classmethod
+    def threshold_from_config(cls, cfg):
+        """The constructor argument from a CfgNode, if it is not the detector's own number."""
+        mode = cfg.MODEL.SAMPLING_FREE.TEST_SCORE_THRESH
+        return {} if mode is None else {"test_score_thresh": mode}
+
+
+class RootPriorThreshold(PriorThreshold):
+    """The same where inference compares sqrt(class score * centerness), as Detectron2's FCOS."""
+
+    @staticmethod
+    def compared_threshold(threshold):
+        return math.sqrt(threshold)

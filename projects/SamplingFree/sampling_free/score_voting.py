@@ -1,0 +1,30 @@
+"""Score voting: each detection's box becomes a mean of all boxes that say the same.
+
+Source: arXiv 2007.08103, section 3.4, equations 8 and 9.
+"""
+
+import torch
+from detectron2.structures import Boxes, pairwise_iou
+
+SIGMA = 0.025  # sigma_t^2 of the authors' code
+MIN_IOU = 0.01
+
+
+def vote(detections, candidates):
+    """
+    Args:
+        detections (Instances): D, after NMS: pred_boxes, scores, pred_classes.
+        candidates (Instances): P, before NMS, the same fields; the detections are among them.
+
+    Returns:
+        Boxes: (D, 4) means of the candidates of the same class with an IoU above 0.01, weighted
+        by p_i = s_i * exp(-(1 - IoU)^2 / sigma^2).
+    """
+    ious = pairwise_iou(detections.pred_boxes, candidates.pred_boxes)  # (D, P)
+    agree = detections.pred_classes[:, None] == candidates.pred_classes
+    weights = torch.exp(-((1 - ious) ** 2) / SIGMA) * candidates.scores
+    weights = weights * (agree & (ious > MIN_IOU))
+    total = weights.sum(dim=1, keepdim=True)
+    # A box without an area overlaps nothing, not even itself.
+    means = weights @ candidates.pred_boxes.tensor / total.clamp(min=1e-12)
+    return Boxes(torch.where(total > 0, means, detections.pred_boxes.tensor))

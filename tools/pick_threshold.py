@@ -1,0 +1,139 @@
+#!/usr/bin/env python
+"""Picks the score threshold of best F1, or of a wanted precision, on the test set of a config.
+
+    python tools/pick_threshold.py --config-file configs/demo/retinanet.py \\
+        train.init_checkpoint=output/demo/model_final.pth
+    python tools/pick_threshold.py --config-file CONFIG --resume --precision 0.9
+    python tools/pick_threshold.py --config-file CONFIG --detections FILE    # runs no model
+
+Prints a table with each class at a threshold of its own and all classes at one. Writes
+threshold.json, with the exact numbers, and threshold.png, the precision-recall curves. A model
+drops all below its test_score_thresh; no threshold can be lower. Running one is an evaluation as
+of train_net.py --eval-only, which writes into train.output_dir.
+"""
+
+import argparse
+import os
+
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.logger import setup_logger
+from omegaconf import ListConfig
+from torch import nn
+
+from sampling_free.best_threshold import pick_threshold
+from sampling_free.checkpoint import NamingCheckpointer
+from sampling_free.cli import load_config, one_line_errors
+from sampling_free.datasets import load_dataset, target_of
+from sampling_free.engine import LazyTrainer, evaluate_only
+from sampling_free.errors import BadInput
+from sampling_free.matches import matches_from_evaluator
+from sampling_free.precision_recall_plot import plot_precision_recall
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--sampling-free", action="store_true", help="convert a config of Detectron2 first"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--resume", action="store_true", help="the last checkpoint of train.output_dir"
+    )
+    source.add_argument(
+        "--detections",
+        metavar="FILE",
+        help="coco_instances_results.json of an earlier evaluation; runs no model",
+    )
+    parser.add_argument(
+        "--iou", type=float, default=0.5, help="overlap of a correct box; default: 0.5"
+    )
+    parser.add_argument(
+        "--precision", type=float, help="the lowest threshold that has it; default: best F1"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="default: train.output_dir")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
+    return parser.parse_args()
+
+
+def keep_coco_evaluator(cfg, config_file):
+    """Drop the evaluators of a config that are not Detectron2's COCOEvaluator.
+
+    Raises:
+        BadInput: nothing is left.
+    """
+    node = cfg.dataloader.get("evaluator")
+    several = isinstance(node, ListConfig)
+    nodes = list(node) if several else [node] if node else []
+    targets = [target_of(one) for one in nodes]
+    is_coco = [isinstance(t, type) and issubclass(t, COCOEvaluator) for t in targets]
+    if not any(is_coco):
+        what = ", ".join(getattr(t, "__name__", str(t)) for t in targets) or "missing"
+        way_out = "dataloader.evaluator._target_=detectron2.evaluation.COCOEvaluator"
+        if several or not nodes:
+            way_out = (
+                'dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}")'
+            )
+        raise BadInput(
+            f"{config_file}: dataloader.evaluator is {what}; thresholds are picked with a "
+            f"COCOEvaluator: set {way_out}"
+        )
+    if several:  # in place, as relative references in a node depend on where it is
+        node[:] = [one for one, keep in zip(nodes, is_coco) if keep]
+
+
+def require_weights(cfg, resume):
+    """Raise BadInput if neither ``train.init_checkpoint`` nor a last checkpoint is there."""
+    folder = cfg.train.output_dir
+    if resume and not NamingCheckpointer(nn.Identity(), folder).has_checkpoint():
+        raise BadInput(f"--resume: no last checkpoint in train.output_dir={folder}; train first")
+    if not resume and not cfg.train.init_checkpoint:
+        raise BadInput(
+            "no weights: give train.init_checkpoint=FILE, --resume for the last checkpoint in "
+            f"{folder}, or --detections FILE of an earlier evaluation"
+        )
+
+
+@one_line_errors
+def main():
+    args = parse_args()
+    for option in ("iou", "precision"):
+        value = getattr(args, option)
+        if value is not None and not 0 < value <= 1:
+            raise BadInput(f"--{option} {value:g}: give a number above 0 and up to 1")
+    if args.output and os.path.isfile(args.output):
+        raise BadInput(f"--output {args.output}: is a file; give a folder")
+    setup_logger()  # Detectron2's, for the progress
+    setup_logger(name="sampling_free")
+
+    cfg = load_config(args.config_file, args.opts, args.sampling_free)
+    keep_coco_evaluator(cfg, args.config_file)
+    if not args.detections:
+        require_weights(cfg, args.resume)
+    load_dataset(cfg.dataloader.test.dataset, cfg.model, is_train=False)
+    built = LazyTrainer.build_evaluator(cfg)
+    evaluator = built if isinstance(built, COCOEvaluator) else built[0]
+    if "annotations" not in evaluator._coco_api.dataset:
+        raise BadInput(
+            f"data set {evaluator._metadata.name}: has no annotations; a threshold is picked on "
+            "a labelled set: set dataloader.test.dataset.names"
+        )
+    if not args.detections:
+        cfg.train.expected_results = []  # a threshold is wanted, no verdict
+        evaluate_only(cfg, resume=args.resume)
+    by_class = matches_from_evaluator(evaluator, args.iou, args.detections)
+    picked = pick_threshold(by_class, args.iou, args.precision)
+
+    folder = args.output or cfg.train.output_dir
+    os.makedirs(folder, exist_ok=True)
+    paths = [os.path.join(folder, f"threshold.{kind}") for kind in ("json", "png")]
+    picked.save(paths[0])
+    plot_precision_recall(by_class, picked, paths[1])
+    print(picked.table())
+    print(f"Written to {paths[0]} and {paths[1]}")
+
+
+if __name__ == "__main__":
+    main()
