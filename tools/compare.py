@@ -6,6 +6,9 @@
     python tools/compare.py --configs configs/demo/retinanet.py --seeds 0 1 2 \
         --output results/demo.json
 
+    python tools/compare.py --configs configs/bccd/retinanet_R_18_FPN.py \
+        --vary model.guide=iteration model.guide=gradient --output results/bccd_guides.json
+
 With --rates, each config's learning rate is chosen on the splits of --choose, and the final runs
 take it. All configs get the same data, schedule, seed and test settings. Every run is a call of
 train_net.py in a process of its own, and one record in the output; a second call does only what is
@@ -13,6 +16,7 @@ missing. tools/render_tables.py puts the records into the documentation.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -28,15 +32,20 @@ from sampling_free.cli import one_line_errors
 from sampling_free.errors import BadInput
 
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50")
+# Of these numbers of the training what was logged first, and after so many iterations.
+CURVES = ("guide/r", "num_pos_anchors")
+POINTS = (20, 40, 100, 200, 400)
 
 
-def overrides(config, rate, seed, splits, output_dir):
+def overrides(rate, seed, splits, output_dir, override):
     """The overrides of train_net.py for one run."""
     changes = [
         f"train.seed={seed}",
         "train.num_pictures=0",
         f"train.output_dir={output_dir}",
     ]
+    if override is not None:
+        changes.append(override)
     if rate is not None:
         changes.append(f"optimizer.lr={rate}")
     for part, split in zip(("train", "test"), splits):
@@ -46,7 +55,7 @@ def overrides(config, rate, seed, splits, output_dir):
     return changes
 
 
-def run(config, rate, seed, splits, folder, threads):
+def run(config, rate, seed, splits, override, folder, threads):
     """Trains and evaluates once.
 
     Args:
@@ -54,17 +63,18 @@ def run(config, rate, seed, splits, folder, threads):
         rate (float or None): learning rate; None for the config's own.
         seed (int):
         splits (list): names of the training and test split; None for the config's own.
+        override (str or None): key=value, changed in the config.
         folder (str): where the runs keep their files.
         threads (int): CPU threads.
 
     Returns:
-        dict: what was run, on what, and METRICS in percent.
+        dict: what was run, on what, METRICS in percent, and CURVES.
     """
     name = os.path.splitext(os.path.basename(config))[0]
-    tags = [name, rate and f"lr{rate}", f"seed{seed}", *splits]
+    tags = [name, override, rate and f"lr{rate}", f"seed{seed}", *splits]
     output_dir = os.path.join(folder, "_".join(str(t) for t in tags if t is not None))
     command = [sys.executable, "train_net.py", "--config-file", config]
-    command += overrides(config, rate, seed, splits, output_dir)
+    command += overrides(rate, seed, splits, output_dir, override)
     os.makedirs(output_dir, exist_ok=True)
     with open(os.path.join(output_dir, "output.txt"), "w") as out:
         code = subprocess.call(
@@ -74,6 +84,7 @@ def run(config, rate, seed, splits, folder, threads):
         raise BadInput(f"{config}: training failed with exit code {code}; see {out.name}")
     record = {
         "config": config,
+        "override": override,
         "learning_rate": rate,
         "seed": seed,
         "train_split": splits[0],
@@ -93,9 +104,35 @@ def run(config, rate, seed, splits, folder, threads):
             raise BadInput(f"{config}: {record['failed']}")
     else:
         with open(os.path.join(output_dir, "metrics.json")) as f:
-            last = [json.loads(line) for line in f if "bbox/AP" in line][-1]
+            rows = [json.loads(line) for line in f]
+        last = [row for row in rows if "bbox/AP" in row][-1]
         record.update({key: last[key] for key in METRICS if key in last})
+        record["curves"] = curves(rows)
+        record["counted_pos_anchors"] = counted_pos_anchors(output_dir)
     return record
+
+
+def curves(rows):
+    """CURVES at POINTS and at the end, from the lines of a metrics.json.
+
+    A line has the median of the last 20 iterations.
+    """
+    logged = [row for row in rows if any(key in row for key in CURVES)]
+    chosen = [row for row in logged if row["iteration"] + 1 in POINTS or row is logged[-1]]
+    return [
+        {"iterations": row["iteration"] + 1, **{k: row[k] for k in CURVES if k in row}}
+        for row in chosen
+    ]
+
+
+def counted_pos_anchors(output_dir):
+    """Foreground anchors of an image as they were counted for the prior; None if they were not."""
+    path = os.path.join(output_dir, "prior.json")
+    if not os.path.exists(path):
+        return None
+    with open(path) as f:
+        estimate = json.load(f)
+    return estimate["num_foreground"] / estimate["num_images"]
 
 
 class Records:
@@ -116,12 +153,12 @@ class Records:
         tried = self.find(config=config, train_split=splits[0], test_split=splits[1])
         return max(tried, key=lambda r: r.get("bbox/AP", -1))["learning_rate"]
 
-    def get(self, config, rate, seed, splits, **how):
+    def get(self, config, rate, seed, splits, override=None, **how):
         """The record of a run, made now if it is not there yet; arguments as in :func:`run`."""
-        wanted = dict(config=config, learning_rate=rate, seed=seed)
+        wanted = dict(config=config, override=override, learning_rate=rate, seed=seed)
         wanted.update(train_split=splits[0], test_split=splits[1])
         if not self.find(**wanted):
-            record = run(config, rate, seed, splits, **how)
+            record = run(config, rate, seed, splits, override, **how)
             self.rows.append(record)
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
             with open(f"{self.path}.tmp", "w") as f:
@@ -137,6 +174,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", nargs="+", required=True, metavar="FILE")
+    parser.add_argument(
+        "--vary", nargs="+", default=[None], metavar="KEY=VALUE", help="run each config with each"
+    )
     parser.add_argument("--rates", nargs="+", type=float, help="default: the config's own")
     parser.add_argument("--seeds", nargs="+", default=[0], type=int)
     parser.add_argument("--choose", nargs=2, metavar=("TRAIN", "TEST"), help="splits")
@@ -148,6 +188,8 @@ def main():
     parser.add_argument("--threads", default=1, type=int, help="CPU threads of a run")
     args = parser.parse_args()
 
+    if args.vary != [None] and args.rates:
+        raise BadInput("--vary and --rates: one at a time; each config's own rate is taken")
     if bool(args.rates) != bool(args.choose):
         raise BadInput("--rates and --choose go together: the splits on which a rate is chosen")
 
@@ -156,12 +198,13 @@ def main():
     grid = [(config, rate) for rate in args.rates or [] for config in args.configs]
     for config, rate in tqdm(grid, desc="choosing learning rates", disable=not grid):
         records.get(config, rate, args.seeds[0], args.choose, **how)
-    finals = [(config, seed) for config in args.configs for seed in args.seeds]
-    for config, seed in tqdm(finals, desc="final runs"):
+    finals = list(itertools.product(args.configs, args.vary, args.seeds))
+    for config, override, seed in tqdm(finals, desc="final runs"):
         rate = records.best_rate(config, args.choose) if grid else None
-        record = records.get(config, rate, seed, args.final, **how)
+        record = records.get(config, rate, seed, args.final, override, **how)
         scores = ", ".join(f"{key} {record[key]:.1f}" for key in METRICS if key in record)
-        tqdm.write(f"{config}, rate {rate}, seed {seed}: {scores or record['failed']}")
+        what = ", ".join(filter(None, [config, override, f"rate {rate}", f"seed {seed}"]))
+        tqdm.write(f"{what}: {scores or record['failed']}")
 
 
 if __name__ == "__main__":
