@@ -60,23 +60,34 @@ def test_the_best_rate_is_of_the_config_and_split_asked_for(tmp_path):
 def test_a_run_that_is_recorded_is_not_repeated(tmp_path, monkeypatch):
     calls = []
 
-    def run(config, rate, seed, splits, **how):
-        calls.append(config)
-        return record(config, rate, seed, splits)
+    def run(config, rate, seed, splits, override, **how):
+        calls.append((config, override))
+        return {**record(config, rate, seed, splits), "override": override}
 
     monkeypatch.setattr(compare, "run", run)
     path = str(tmp_path / "results" / "r.json")
     for _ in range(2):
         compare.Records(path).get(FULL, 0.04, 0, ["train", "val"])
-    assert calls == [FULL]
+        compare.Records(path).get(FULL, 0.04, 0, ["train", "val"], "model.guide=gradient")
+    assert calls == [(FULL, None), (FULL, "model.guide=gradient")]
+
+
+def test_the_curves_are_lines_of_the_metrics_at_the_points_and_the_end():
+    rows = [{"iteration": i, "guide/r": i / 10, "lr": 1} for i in range(19, 500, 20)]
+    rows.append({"iteration": 500, "bbox/AP": 3.0})
+    curves = compare.curves(rows)
+    assert [x["iterations"] for x in curves] == [20, 40, 100, 200, 400, 500]
+    assert curves[1] == {"iterations": 40, "guide/r": 3.9}
+    assert compare.curves([{"iteration": 19, "total_loss": 1.0}]) == []
 
 
 @pytest.mark.parametrize("config", ["bccd/retinanet_R_18_FPN.py", "demo/retinanet.py"])
 def test_overrides_are_keys_of_the_configs(config):
     splits = ["train", "val"] if "bccd" in config else [None, None]
-    changes = compare.overrides(config, 0.5, 7, splits, "out")
+    changes = compare.overrides(0.5, 7, splits, "out", "model.guide=2.0")
     cfg = load_config(str(ROOT / "configs" / config), changes)
     assert (cfg.optimizer.lr, cfg.train.seed, cfg.train.output_dir) == (0.5, 7, "out")
+    assert cfg.model.guide == 2.0
     if splits[0]:
         names = cfg.dataloader.train.dataset.names
         assert (names.split, names.name) == ("train", "compare_train")

@@ -71,7 +71,8 @@ def run(config, rate, seed, splits, override, folder, threads):
         dict: what was run, on what, METRICS in percent, and CURVES.
     """
     name = os.path.splitext(os.path.basename(config))[0]
-    tags = [name, override, rate and f"lr{rate}", f"seed{seed}", *splits]
+    key = override and override.replace("=", "-")  # no = in a folder of an override
+    tags = [name, key, rate and f"lr{rate}", f"seed{seed}", *splits]
     output_dir = os.path.join(folder, "_".join(str(t) for t in tags if t is not None))
     command = [sys.executable, "train_net.py", "--config-file", config]
     command += overrides(rate, seed, splits, output_dir, override)

@@ -2,10 +2,13 @@
 
 Box losses: smooth L1 with beta 0.11 (RetinaNet), 1/9 (RPN) and 1 (RoI head), their mean over the
 four coordinates, half of it in the RPN; FCOS without centre sampling, its box loss weighted by
-centerness (GIoU here as in Detectron2, IoU there). As they guide the classification losses, these
-are scaled too. Images have one scale, 800 px, an R-CNN keeps 1000 proposals. Biases learn at twice
-the rate and do not decay.
+centerness (GIoU here as in Detectron2, IoU there); ATSS and PAA as published. As they guide the
+classification losses, these are scaled too. Images have one scale, 800 px, an R-CNN keeps 1000
+proposals. Biases learn at twice the rate and do not decay. The guide stays that of the paper;
+model.guide=frozen is that of the final code, which had it for one-stage detectors.
 """
+
+from sampling_free import SamplingFreeFCOS
 
 
 def authors_recipe(model, dataloader, optimizer):
@@ -22,7 +25,7 @@ def authors_recipe(model, dataloader, optimizer):
     elif "anchor_matcher" in model:
         model.smooth_l1_beta = 0.11
         model.box_reg_loss_weight = 0.25
-    else:
+    elif model._target_ is SamplingFreeFCOS:
         model.center_sampling_radius = float("inf")
         model.box_weight = "centerness"
     dataloader.train.mapper.augmentations[0].short_edge_length = (800,)

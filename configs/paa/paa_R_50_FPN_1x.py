@@ -1,0 +1,20 @@
+"""Sampling-free PAA R50 on COCO, Detectron2's recipe (640-800 px).
+
+Command:  python train_net.py --config-file configs/paa/paa_R_50_FPN_1x.py --num-gpus 8
+Hardware: 8 GPUs of 8 GB or more; not measured.
+Cost:     90,000 iterations of 16 images; not measured.
+Expected: not run by us.
+"""
+
+from detectron2 import model_zoo
+
+from ..common.data import dataloader
+from ..common.paa import model
+
+_base = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py")
+optimizer = _base.optimizer
+lr_multiplier = _base.lr_multiplier
+train = _base.train
+
+model.backbone.bottom_up.freeze_at = 2
+train.output_dir = "output/paa_R_50_FPN_1x"
