@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""What guide="gradient" costs: its share of a training iteration, beside that of "iteration".
+
+    python benchmarks/guide_cost.py --output results/guide_cost.json
+
+Each detector of CONFIGS, with the weights it starts from and a made-up batch, takes forward and
+backward passes with the two guides in turn. Recorded are the times, their ratio pair by pair, and
+the time in which the gradients' norms are found, which is all that "gradient" does more: a ratio of
+two iterations is as noisy as they are, the time inside is not.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import time
+from unittest import mock
+
+import torch
+from detectron2 import __version__ as detectron2_version
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from tqdm import tqdm
+
+from sampling_free import guided_loss, guides
+from sampling_free.cli import load_config, one_line_errors
+from sampling_free.datasets import num_classes_of
+from sampling_free.detectors import points, retinanet, roi_heads, rpn
+
+CONFIGS = {  # and where the prior is; its value does not matter here
+    "configs/retinanet/retinanet_R_50_FPN_1x.py": "model.prior=1e-5",
+    "configs/fcos/fcos_R_50_FPN_1x.py": "model.prior=1e-5",
+    "configs/atss/atss_R_50_FPN_1x.py": "model.prior=1e-5",
+    "configs/faster_rcnn/faster_rcnn_R_50_FPN_1x.py": "model.proposal_generator.prior=1e-4",
+}
+CALLERS = (points, retinanet, roi_heads, rpn)
+
+
+def made_up_batch(num_images, size, num_classes, num_objects=7, seed=0):
+    """Training inputs of noise; COCO has 7 objects in an image."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for _ in range(num_images):
+        image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        corners = torch.rand(num_objects, 2, 2, generator=generator).sort(dim=1).values
+        boxes = corners.flatten(1) * torch.tensor([size[1], size[0]] * 2)
+        boxes[:, 2:] += 8  # pixels: no box without an area
+        classes = torch.randint(num_classes, (num_objects,), generator=generator)
+        instances = Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
+        batch.append({"image": image, "instances": instances})
+    return batch
+
+
+def set_guide(model, guide):
+    """Gives every guided head that guide; weights stay."""
+    for module in model.modules():
+        if isinstance(getattr(module, "guide", None), guides.IterationGuide):
+            module.guide = guides.make_guide(guide, weight=module.guide.weight)
+
+
+class TimedLosses:
+    """``guided_losses`` that adds up the time in which the gradients' norms are found."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self, *args, gradient_norms, **kwargs):
+        def timed():
+            start = now()
+            norms = gradient_norms()
+            self.seconds += now() - start
+            return norms
+
+        return guided_loss.guided_losses(*args, gradient_norms=timed, **kwargs)
+
+
+def now():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def step(model, batch, guide):
+    """Seconds of a forward and backward pass, and of them for the gradients' norms."""
+    set_guide(model, guide)
+    model.zero_grad(set_to_none=True)
+    watch = TimedLosses()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(EventStorage())
+        for module in CALLERS:
+            stack.enter_context(mock.patch.object(module, "guided_losses", watch))
+        start = now()
+        sum(model(batch).values()).backward()
+        return now() - start, watch.seconds
+
+
+def measure(config, override, args):
+    """The record of one detector."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg = load_config(config, [override])
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).to(device).train()
+    batch = made_up_batch(args.images, tuple(args.size), num_classes_of(cfg.model))
+    step(model, batch, "gradient")  # not measured: the first call of everything
+    plain, gradient, inside = [], [], []
+    for _ in tqdm(range(args.repeats), desc=config):
+        plain.append(step(model, batch, "iteration")[0])
+        seconds, watched = step(model, batch, "gradient")
+        gradient.append(seconds)
+        inside.append(watched)
+    shares = [100 * a / b for a, b in zip(inside, gradient)]
+    ratios = [100 * (b / a - 1) for a, b in zip(plain, gradient)]
+    return {
+        "config": config,
+        "size": list(args.size),
+        "images": args.images,
+        "repeats": args.repeats,
+        "percent_inside": shares,
+        "percent_inside_median": statistics.median(shares),
+        "percent_more": ratios,
+        "percent_more_median": statistics.median(ratios),
+        "seconds": statistics.median(plain) if device == "cuda" else None,
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
+        "torch": torch.__version__,
+        "detectron2": detectron2_version,
+    }
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", required=True, metavar="JSON")
+    parser.add_argument("--size", nargs=2, type=int, default=[480, 640], help="pixels")
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    records = [measure(config, override, args) for config, override in CONFIGS.items()]
+    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
+    with open(args.output, "w") as f:
+        json.dump(records, f, indent=1)
+        f.write("\n")
+    for r in records:
+        print(
+            f"{r['config']}: {r['percent_inside_median']:.2f} % of an iteration for the norms; "
+            f"whole iterations {r['percent_more_median']:+.1f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()
