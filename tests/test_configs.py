@@ -19,9 +19,13 @@ from omegaconf import OmegaConf
 from tiny_run import REPO
 
 from sampling_free import (
+    ATSS,
+    PAA,
+    SamplingFreeATSS,
     SamplingFreeCascadeROIHeads,
     SamplingFreeFastRCNNOutputLayers,
     SamplingFreeFCOS,
+    SamplingFreePAA,
     SamplingFreeRetinaNet,
     SamplingFreeRPN,
     SamplingFreeStandardROIHeads,
@@ -37,7 +41,18 @@ BASELINES = [p for p in WHOLE if SUFFIX.search(p.stem)]
 SAMPLING_FREE = [p for p in WHOLE if p not in BASELINES]
 AUTHORS = [p for p in WHOLE if "_authors" in p.stem or p.parent.name == "voc"]
 COCO_1X = [p for p in WHOLE if p.stem.split("_FPN_")[-1].startswith("1x")]
-RESULTS = {"retinanet": "bccd", "fcos": "bccd_fcos", "faster_rcnn": "bccd_faster_rcnn"}
+RESULTS = {
+    "retinanet": "bccd",
+    "fcos": "bccd_fcos",
+    "atss": "bccd_atss",
+    "faster_rcnn": "bccd_faster_rcnn",
+}
+DENSE = {  # by the beginning of a config's name
+    "retinanet": (RetinaNet, SamplingFreeRetinaNet),
+    "fcos": (FCOS, SamplingFreeFCOS),
+    "atss": (ATSS, SamplingFreeATSS),
+    "paa": (PAA, SamplingFreePAA),
+}
 # What only one side has: without it a stock node and its sampling-free twin are the same.
 OWN_KEYS = (
     "_target_ prior guide box_reg_loss_weight box_weight loss_weight focal_loss_alpha "
@@ -97,8 +112,8 @@ def shapes(model):
 
 
 def test_all_configs_are_counted():
-    assert len(WHOLE) == 48
-    assert len(BASELINES) == 21 and len(AUTHORS) == 20 and len(COCO_1X) == 32
+    assert len(WHOLE) == 63
+    assert len(BASELINES) == 28 and len(AUTHORS) == 24 and len(COCO_1X) == 40
     assert all(twin(p) in SAMPLING_FREE for p in BASELINES)
 
 
@@ -106,7 +121,7 @@ def test_every_part_in_common_is_used():
     texts = [p.read_text() for p in FOLDER.rglob("*.py")]
     parts = sorted(p.stem for p in (FOLDER / "common").glob("*.py"))
     unused = [p for p in parts if not any(re.search(rf"from \.+(common\.)?{p} ", t) for t in texts)]
-    assert len(parts) == 13 and unused == []
+    assert len(parts) == 17 and unused == []
 
 
 @cases(WHOLE)
@@ -138,8 +153,8 @@ def test_it_builds_its_model_optimizer_and_schedule(path):
         assert found == tuple(pair[not stock] for pair in expected)
         assert model.roi_heads.mask_on == ("mask" in path.name)
     else:
-        fcos = (FCOS, SamplingFreeFCOS) if "fcos" in path.name else ()
-        assert type(model) is (fcos or (RetinaNet, SamplingFreeRetinaNet))[not stock]
+        stem = next(x for x in DENSE if path.stem.startswith(x))
+        assert type(model) is DENSE[stem][not stock]
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -223,6 +238,8 @@ def test_the_authors_recipe(path):
             assert predictor.smooth_l1_beta == 1
             weight = predictor.get("loss_weight", None)
             assert weight == ({"loss_box_reg": 0.25} if ours else None)
+    elif path.stem.startswith(("atss", "paa")):  # as published
+        assert "box_loss_weight" not in dense and "anchor_size" not in dense
     elif "fcos" in path.name:
         assert dense.center_sampling_radius == float("inf")
         assert dense.get("box_weight", None) == ("centerness" if ours else None)

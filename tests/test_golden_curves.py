@@ -18,6 +18,7 @@ from tiny_detectors import rcnn_batch, tiny_fcos, tiny_rcnn
 
 import sampling_free.detectors.retinanet as retinanet_module
 import sampling_free.detectors.rpn as rpn_module
+from sampling_free import SamplingFreeATSS, SamplingFreeFCOS, SamplingFreePAA
 
 FILE = Path(__file__).with_name("golden_curves.json")
 NUM_STEPS = 20
@@ -25,12 +26,12 @@ TOLERANCE = 1e-3
 DENSE_RATE, RCNN_RATE = 0.02, 0.002  # learning rates
 
 
-def _retinanet():
-    return tiny_retinanet(prior=0.01), batch(3, 5), DENSE_RATE
+def _retinanet(**kwargs):
+    return tiny_retinanet(prior=0.01, **kwargs), batch(3, 5), DENSE_RATE
 
 
-def _fcos(**kwargs):
-    model = tiny_fcos(prior=0.01, **kwargs)
+def _fcos(cls=SamplingFreeFCOS, **kwargs):
+    model = tiny_fcos(cls, prior=0.01, **kwargs)
     with torch.no_grad():
         model.head.bbox_pred.bias.fill_(1.5)  # negative distances have no gradient
     return model, batch(3, 5), DENSE_RATE
@@ -45,8 +46,12 @@ def _rcnn(kind):
 # name -> model with seeded weights, the one batch of all steps, learning rate
 CASES = {
     "RetinaNet": _retinanet,
+    "RetinaNet guided by gradients": lambda: _retinanet(guide="gradient"),
+    "RetinaNet with the frozen guide": lambda: _retinanet(guide="frozen"),
     "FCOS": _fcos,
     "FCOS with box weight centerness": lambda: _fcos(box_weight="centerness"),
+    "ATSS": lambda: _fcos(SamplingFreeATSS),
+    "PAA": lambda: _fcos(SamplingFreePAA),
     "Faster R-CNN": lambda: _rcnn("faster"),
     "Mask R-CNN": lambda: _rcnn("mask"),
     "Keypoint R-CNN": lambda: _rcnn("keypoint"),
@@ -105,8 +110,12 @@ def test_the_file_has_these_detectors_with_all_their_losses():
     rpn = {"loss_rpn_cls", "loss_rpn_loc"}
     assert {name: {k for k in x if "/" not in k} for name, x in golden.items()} == {
         "RetinaNet": two,
+        "RetinaNet guided by gradients": two,
+        "RetinaNet with the frozen guide": two | {"loss_guide"},
         "FCOS": fcos,
         "FCOS with box weight centerness": fcos,
+        "ATSS": two | {"loss_centerness"},
+        "PAA": two | {"loss_iou"},
         "Faster R-CNN": rpn | two,
         "Mask R-CNN": rpn | two | {"loss_mask"},
         "Keypoint R-CNN": rpn | two | {"loss_keypoint"},

@@ -245,12 +245,12 @@ def test_weights_go_between_frozen_other_guides_and_stock(kind, tmp_path):
         for target in targets:
             before = {k: v.clone() for k, v in target.state_dict().items() if ".guide." in f".{k}"}
             for load in (
-                lambda m=target: load_trained(m, path),
-                lambda m=target: NamingCheckpointer(m).resume_or_load(path, need_all=True),
-                lambda m=target: NamingCheckpointer(m).resume_or_load(path, resume=False),
+                load_trained,
+                lambda m, p: NamingCheckpointer(m).resume_or_load(p, need_all=True),
+                lambda m, p: NamingCheckpointer(m).resume_or_load(p, resume=False),
             ):
                 with torch.no_grad():
                     next(target.backbone.parameters()).zero_()
-                load()
+                load(target, path)
                 for k, v in target.state_dict().items():
                     assert torch.equal(v, before[k] if k in before else source.state_dict()[k]), k

@@ -8,13 +8,24 @@ from tiny_detectors import ROI_HEADS, rcnn_batch, tiny_fcos, tiny_rcnn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-KINDS = ["retinanet", "fcos", *ROI_HEADS]
+from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA
+
+POINTS = {
+    "fcos": lambda: tiny_fcos(prior=0.01),
+    "atss": lambda: tiny_fcos(SamplingFreeATSS, prior=0.01),
+    "paa": lambda: tiny_fcos(SamplingFreePAA, prior=0.01),
+    "atss_focal": lambda: tiny_fcos(ATSS),
+    "paa_focal": lambda: tiny_fcos(PAA),
+}
+KINDS = ["retinanet", "gradient", "frozen", *POINTS, *ROI_HEADS]
 
 
 def _detector(kind):
     if kind in ROI_HEADS:
         return tiny_rcnn(kind, rpn={"prior": 0.01})
-    return (tiny_fcos if kind == "fcos" else tiny_retinanet)(prior=0.01)
+    if kind in POINTS:
+        return POINTS[kind]()
+    return tiny_retinanet(prior=0.01, guide="iteration" if kind == "retinanet" else kind)
 
 
 def _work(rank, folder):

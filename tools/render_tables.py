@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Puts the tables of results/*.json into the documentation, between its markers.
 
-    python tools/render_tables.py            # rewrites README.md and MODEL_ZOO.md
+    python tools/render_tables.py            # rewrites README.md, MODEL_ZOO.md and docs/
     python tools/render_tables.py --check    # exit code 1 if a table is not what the results say
 
 A marker is <!-- table NAME FILE --> and <!-- end -->, each on a line of its own; several files are
@@ -16,7 +16,7 @@ import sys
 
 from tabulate import tabulate
 
-DOCUMENTS = ["README.md", "MODEL_ZOO.md"]
+DOCUMENTS = ["README.md", "MODEL_ZOO.md", "docs/guides.md"]
 MARKER = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DETECTORS = {
     "retinanet": "RetinaNet",
@@ -24,6 +24,8 @@ DETECTORS = {
     "faster_rcnn": "Faster R-CNN",
     "mask_rcnn": "Mask R-CNN",
     "cascade_rcnn": "Cascade R-CNN",
+    "atss": "ATSS",
+    "paa": "PAA",
 }
 VARIANTS = {
     "_bce": "BCE, measured prior, not guided",
@@ -43,7 +45,10 @@ def variant(config):
     """What a config of a comparison is called in a table."""
     name = os.path.splitext(config)[0]
     text = next(text for suffix, text in VARIANTS.items() if name.endswith(suffix))
-    return text.format(detector(config))
+    title = detector(config)
+    if title in ("ATSS", "PAA"):
+        text = text.replace("Detectron2's {}", "{} as published")
+    return text.format(title)
 
 
 def final(records):
@@ -101,9 +106,10 @@ def quick(records):
             for key in ("bbox/AP", "bbox/AP50", "segm/AP")
         ]
         command = f"`python train_net.py --config-file {config}`"
+        title = detector(config) + (", focal loss" if "_focal" in config else "")
         finished = [r for r in runs if "bbox/AP" in r]
         seeds = len(runs) if len(finished) == len(runs) else f"{len(finished)} of {len(runs)}"
-        rows.append([detector(config), seeds, *cells, command])
+        rows.append([title, seeds, *cells, command])
     head = ["detector", "seeds", "box AP", "box AP50", "mask AP", "command"]
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
@@ -128,7 +134,67 @@ def published(rows):
     return tabulate(table, head, tablefmt="github", disable_numparse=True)
 
 
-TABLES = {"final": final, "rates": rates, "demo": demo, "quick": quick, "published": published}
+def guides(records):
+    """A row for each guide: r after so many iterations, a median of 20, and AP at the end."""
+    columns = sorted({x["iterations"] for r in records for x in r.get("curves", [])})
+    rows = []
+    for r in records:
+        ratios = {x["iterations"]: x["guide/r"] for x in r.get("curves", [])}
+        cells = [f"{ratios[c]:.3g}" if c in ratios else "-" for c in columns]
+        guide = r["override"].partition("=")[2]
+        ap = f"{r['bbox/AP']:.1f}" if "bbox/AP" in r else "not finite"
+        rows.append([f"`{guide}`", *cells, ap])
+    head = ["guide", *(f"r at {c}" for c in columns), "AP"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def guide_cost(records):
+    """A row for each detector: what matching gradients costs."""
+    rows = [
+        [
+            detector(r["config"]),
+            f"{r['images']} x {r['size'][0]} x {r['size'][1]} px",
+            r["device"],
+            f"{r['percent_inside_median']:.2f} %",
+            f"{max(r['percent_inside']):.2f} %",
+            f"{r['percent_more_median']:+.1f} % ({min(r['percent_more']):+.1f} "
+            f"to {max(r['percent_more']):+.1f})",
+        ]
+        for r in records
+    ]
+    head = ["detector", "batch", "device", "for the norms", "largest", "whole iterations"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def paa_prior(records):
+    """A row for each data set: foreground anchors of an image by each rule."""
+    keys = ("paa", "atss", "best_of_levels", "iou")
+    rows = [
+        [r["data_set"], r["images"], *(f"{r[k]:.1f} ({r[k] / r['paa']:.2f})" for k in keys)]
+        for r in records
+    ]
+    head = ["data set", "images", "PAA", "ATSS", "best 9 of a level", "IoU of 0.1"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def paa_training(records):
+    """A row for each run of PAA: its foreground while it learns over what was counted."""
+    runs = [r for r in records if detector(r["config"]) == "PAA" and r.get("counted_pos_anchors")]
+    columns = sorted({x["iterations"] for r in runs for x in r["curves"]})
+    rows = []
+    for r in runs:
+        counted = r["counted_pos_anchors"]
+        found = {x["iterations"]: x["num_pos_anchors"] / counted for x in r["curves"]}
+        cells = [f"{found[c]:.2f}" if c in found else "-" for c in columns]
+        rows.append([f"`{r['config']}`, seed {r['seed']}", f"{counted:.1f}", *cells])
+    head = ["run", "counted", *(f"at {c}" for c in columns)]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+TABLES = {
+    f.__name__: f
+    for f in (final, rates, demo, quick, published, guides, guide_cost, paa_prior, paa_training)
+}
 
 
 def render(text):

@@ -41,7 +41,8 @@ def atss_match(levels, gt_boxes, topk=9):
     candidates = torch.cat(candidates)  # (L * k, G)
 
     ious = pairwise_iou(anchors, gt_boxes)  # (R, G)
-    of_candidates = ious.gather(0, candidates)
+    # In float64: of equal overlaps rounding could put the mean above them all.
+    of_candidates = ious.gather(0, candidates).double()
     # The sample's standard deviation, as in the authors' code; 0 for a single candidate.
     std = of_candidates.std(dim=0, correction=min(1, len(candidates) - 1))
     positive = of_candidates >= of_candidates.mean(dim=0) + std
@@ -49,7 +50,7 @@ def atss_match(levels, gt_boxes, topk=9):
     inside = pairwise_point_box_distance(centers, gt_boxes).amin(dim=2) > 0  # (R, G)
     positive &= inside.gather(0, candidates)
     quality = torch.full_like(ious, -1).scatter(
-        0, candidates, torch.where(positive, of_candidates, -1.0)
+        0, candidates, torch.where(positive, of_candidates, -1.0).to(ious.dtype)
     )
     best, indices = quality.max(dim=1)
     return torch.where(best >= 0, indices, -1)

@@ -62,7 +62,15 @@ def _copy(cfg):
     """A copy of a node within a copy of all that it may refer to."""
     key = cfg._get_full_key("")
     root = copy.deepcopy(cfg._get_root())
-    return OmegaConf.select(root, key) if key else root
+    if not key:
+        return root
+    copied = OmegaConf.select(root, key)
+    if OmegaConf.select(cfg._get_root(), key) is not cfg:
+        # A copy that was made before; OmegaConf leaves it the parent of what it was made of.
+        parent = copied._get_parent()
+        copied = copy.deepcopy(cfg)
+        copied._set_parent(parent)
+    return copied
 
 
 def _is_of_yaml(model):

@@ -6,7 +6,7 @@ Each anchor has a loss for the object that it would be matched with: classificat
 localisation, as the network now is. Of each object's anchors the k of lowest loss in every level
 are its candidates. A mixture of two Gaussians is fitted to their losses: the component of low
 losses are those which the network takes for the object. Foreground are the candidates up to the
-one at which that component's density is largest; all others are background.
+one of them at which the mixture's density is largest; all others are background.
 
 Source: Kim and Lee, "Probabilistic Anchor Assignment with IoU Prediction for Object Detection",
 arXiv 2007.08103, section 3.2, figure 3 (c) and algorithm 1.
@@ -36,6 +36,9 @@ def num_positives(losses):
         weights_init=[0.5, 0.5],
         means_init=[[losses[0]], [losses[-1]]],
         precisions_init=[[[1.0]], [[1.0]]],
+        # Without effect on the fit; old versions would otherwise begin with k-means.
+        init_params="random",
+        random_state=0,
     )
     values = np.asarray(losses, dtype=np.float64)[:, None]
     with warnings.catch_warnings():

@@ -20,11 +20,14 @@ def vote(detections, candidates):
         Boxes: (D, 4) means of the candidates of the same class with an IoU above 0.01, weighted
         by p_i = s_i * exp(-(1 - IoU)^2 / sigma^2).
     """
+    boxes = detections.pred_boxes.tensor
     ious = pairwise_iou(detections.pred_boxes, candidates.pred_boxes)  # (D, P)
     agree = detections.pred_classes[:, None] == candidates.pred_classes
-    weights = torch.exp(-((1 - ious) ** 2) / SIGMA) * candidates.scores
-    weights = weights * (agree & (ious > MIN_IOU))
-    total = weights.sum(dim=1, keepdim=True)
+    # In float64: a product of matrices in bfloat16 or TF32 would move boxes by pixels.
+    with torch.autocast(boxes.device.type, enabled=False):
+        weights = torch.exp(-((1 - ious.double()) ** 2) / SIGMA) * candidates.scores
+        weights = weights * (agree & (ious > MIN_IOU))
+        total = weights.sum(dim=1, keepdim=True)
+        means = weights @ candidates.pred_boxes.tensor.double() / total
     # A box without an area overlaps nothing, not even itself.
-    means = weights @ candidates.pred_boxes.tensor / total.clamp(min=1e-12)
-    return Boxes(torch.where(total > 0, means, detections.pred_boxes.tensor))
+    return Boxes(torch.where(total > 0, means.to(boxes.dtype), boxes))

@@ -42,8 +42,9 @@ class PrecisionTrainer(SimpleTrainer):
             with self.autocast():
                 losses = self.model(data)
                 total = sum(losses.values())
-        except FloatingPointError as e:  # of Detectron2's RPN
-            raise NonFiniteLoss(self._describe({}, data, "the proposals are not finite")) from e
+        except FloatingPointError as e:  # of Detectron2's RPN, or of a detector here
+            what = str(e) if "not finite" in str(e) else "the proposals are not finite"
+            raise NonFiniteLoss(self._describe({}, data, what)) from e
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self.after_backward()

@@ -19,10 +19,11 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
 from ..atss_assignment import atss_match
+from ..errors import BadInput
 from ..guide_log import per_image
 from ..guided_loss import sum_over_processes
 from .bias import prior_and_guide
-from .points import GuidedPoints, foreground_rows, point_detector_arguments
+from .points import GuidedPoints, finite, foreground_rows, point_detector_arguments
 from .thresholds import PriorThreshold
 
 
@@ -56,6 +57,8 @@ class ATSS(FCOS):
             test_score_thresh (float): of the class score.
             kwargs: as in Detectron2's ``FCOS``, without ``center_sampling_radius``.
         """
+        if type(topk) is not int or topk < 1:
+            raise BadInput(f"model.topk={topk!r}: give a whole number of candidates from 1 up")
         kwargs.setdefault("box2box_transform", Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)))
         super().__init__(test_score_thresh=test_score_thresh, **kwargs)
         strides = list(self.anchor_generator.strides)
@@ -151,7 +154,7 @@ class ATSS(FCOS):
             rows, gt, deltas, quality = foreground_rows(
                 anchors, (pred_anchor_deltas, pred_quality), gt_boxes, foreground
             )
-            boxes = self.box2box_transform.apply_deltas(deltas, rows)
+            boxes = finite(self.box2box_transform.apply_deltas(deltas, rows))
             target = self.quality_target(boxes.detach(), rows, gt)  # (N_f,)
             box_loss = giou_loss(boxes, gt, reduction="none")
             sum_quality = F.binary_cross_entropy_with_logits(

@@ -6,9 +6,10 @@ ATSS' anchors and head with three changes: foreground is what the network itself
 (paa_assignment.py), the quality is the box's IoU in place of centerness, and detections vote for
 their boxes (score_voting.py).
 
-**What is counted for the prior.** PAA's assignment depends on the network, so that its N_f changes
-while it learns and cannot be counted beforehand. ATSS' assignment on the same anchors is counted
-in its place.
+**What is counted for the prior.** PAA's assignment depends on the network, so that its N_f cannot
+be counted beforehand and moves while it learns. ATSS' assignment on the same anchors is counted in
+its place: of the rules that need no network it alone gives about as many (docs/guides.md, measured
+by benchmarks/paa_prior.py). The candidates by IoU are several times as many.
 """
 
 import torch
@@ -21,11 +22,12 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
 from ..classification_loss import sigmoid_bce_all
+from ..errors import BadInput
 from ..paa_assignment import paa_match
 from ..score_voting import vote
 from .atss import ATSS
 from .bias import prior_and_guide
-from .points import GuidedPoints, point_detector_arguments
+from .points import GuidedPoints, finite, point_detector_arguments
 from .thresholds import PriorThreshold
 
 
@@ -55,6 +57,8 @@ class PAA(ATSS):
             kwargs: as in ``ATSS``; ``topk`` is the number of candidates by the network's loss.
         """
         super().__init__(box_loss_weight=box_loss_weight, **kwargs)
+        if not 0 < iou_threshold <= 1:
+            raise BadInput(f"model.iou_threshold={iou_threshold!r}: give an overlap in (0, 1]")
         self.matcher = Matcher([iou_threshold], [0, 1], allow_low_quality_matches=True)
         self.quality_loss_weight = iou_loss_weight
         self.score_voting = score_voting
@@ -100,7 +104,7 @@ class PAA(ATSS):
         foreground = labels != self.num_classes
         with torch.autocast(logits.device.type, enabled=False):
             rows = all_anchors.tensor.expand(len(labels), -1, -1)[foreground]
-            predicted = self.box2box_transform.apply_deltas(deltas[foreground], rows)
+            predicted = finite(self.box2box_transform.apply_deltas(deltas[foreground], rows))
             loc = giou_loss(predicted, boxes[foreground], reduction="none")
             losses[foreground] = self.anchor_losses(logits, labels, foreground, loc)
         sizes = [len(x) for x in anchors]
@@ -109,10 +113,12 @@ class PAA(ATSS):
 
     def _candidates(self, anchors, gt_boxes):
         """(R,) the object that each anchor would be matched with, or -1."""
-        if len(gt_boxes) == 0:
+        # One without an area overlaps nothing, and the matcher would give it everything.
+        objects = gt_boxes.nonempty().nonzero().squeeze(1)
+        if len(objects) == 0:
             return anchors.tensor.new_full((len(anchors),), -1, dtype=torch.long)
-        indices, labels = self.matcher(pairwise_iou(gt_boxes, anchors))
-        return torch.where(labels == 1, indices, -1)
+        indices, labels = self.matcher(pairwise_iou(gt_boxes[objects], anchors))
+        return torch.where(labels == 1, objects[indices], -1)
 
     def anchor_losses(self, logits, labels, foreground, loc):
         """What the network says of each candidate: classification plus localisation loss.

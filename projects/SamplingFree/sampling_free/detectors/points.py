@@ -99,6 +99,13 @@ def foreground_rows(anchors, predictions, gt_boxes, foreground):
     return (*rows, *(cat(x, dim=1)[foreground].float() for x in predictions))
 
 
+def finite(boxes):
+    """``boxes``, or FloatingPointError; fvcore's losses would say that x1 is larger than x2."""
+    if not torch.isfinite(boxes).all():
+        raise FloatingPointError("the predicted boxes are not finite")
+    return boxes
+
+
 def point_detector_arguments(cfg, node):
     """Constructor arguments from Detectron2's RetinaNet YAML, of which FCOS has most in common.
 
