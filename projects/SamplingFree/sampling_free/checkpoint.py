@@ -50,6 +50,11 @@ class NamingCheckpointer(DetectionCheckpointer):
         except OSError as e:  # of a URL
             raise BadInput(f"{path}: cannot be fetched ({e}); see train.init_checkpoint") from e
         except UNREADABLE as e:
+            if "parameter group" in str(e):  # of PyTorch's optimizers
+                raise BadInput(
+                    f"{path}: its optimizer has other parameters than this model; resume with the "
+                    "config that it was trained with"
+                ) from e
             raise BadInput(f"{path}: not a readable checkpoint ({_first_line(e)})") from e
 
     def resume_or_load(self, path, *, resume=True, need_all=False):

@@ -36,9 +36,7 @@ def sigmoid_bce_all(logits, labels):
         logits = logits.reshape(-1, num_classes).float()
         labels = labels.reshape(-1)
         background = F.softplus(logits).sum(dim=1).masked_fill(labels != num_classes, 0).sum()
-        # Foreground rows apart: softplus(x) - x cancels where the one right class is certain.
-        rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
-        signs = 1 - 2 * F.one_hot(labels[rows].long(), num_classes)
+        rows, signs = _foreground(labels, num_classes)
         return background + F.softplus(signs * logits[rows]).sum()
 
 
@@ -56,10 +54,18 @@ def sigmoid_bce_gradient_norm(logits, labels):
     """
     num_classes = logits.shape[-1]
     logits, labels = logits.reshape(-1, num_classes).float(), labels.reshape(-1)
-    scores = logits.sigmoid().sum(dim=1).masked_fill(labels < 0, 0).sum()
+    background = logits.sigmoid().sum(dim=1).masked_fill(labels != num_classes, 0).sum()
+    rows, signs = _foreground(labels, num_classes)
+    return background + (signs * logits[rows]).sigmoid().sum()
+
+
+def _foreground(labels, num_classes):
+    """Indices (F,) of the foreground rows, and (F, K) -1 at the right class, 1 at the others.
+
+    They are summed apart: softplus(x) - x cancels where the one right class is certain.
+    """
     rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
-    right = logits[rows, labels[rows].long()]
-    return scores + ((-right).sigmoid() - right.sigmoid()).sum()
+    return rows, 1 - 2 * F.one_hot(labels[rows].long(), num_classes)
 
 
 @torch.no_grad()

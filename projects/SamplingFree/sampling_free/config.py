@@ -19,6 +19,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .convert import convert
+from .datasets import target_of
+from .detectors.bias import ClassifierBias, PriorBias
+from .detectors.thresholds import PriorThreshold
 from .errors import BadInput
 from .step import DTYPES
 from .yaml_config import is_cfg_node_file, lazy_from_cfg_node, read_cfg_node
@@ -34,6 +37,12 @@ TRAIN_DEFAULTS = dict(
     reset_prior=False,  # give a head that came with init_checkpoint the prior's bias
     num_pictures=0,  # detections beside ground truth, drawn at the end
 )
+# Keys that take a number or a word, and whose nodes know which.
+WORDS = {
+    "prior": PriorBias,
+    "guide": ClassifierBias,
+    "test_score_thresh": (PriorThreshold, ClassifierBias),
+}
 
 
 def load_config(path, overrides=(), sampling_free=False):
@@ -212,12 +221,15 @@ def _apply(cfg, override):
         reason = str(e).strip().splitlines()[0]
         raise BadInput(f"{override!r} cannot be applied: {reason}") from None
     after = OmegaConf.select(cfg, key)
-    if (
-        isinstance(before, (int, float))
-        and isinstance(after, str)
-        and after not in ("auto", "per_class")
-    ):
+    if isinstance(before, (int, float)) and isinstance(after, str) and not _takes_words(cfg, key):
         raise BadInput(f"{override!r}: {key} is a number, now {before!r}")
+
+
+def _takes_words(cfg, key):
+    """Whether what a key belongs to knows numbers and words there, and checks them itself."""
+    node, _, last = key.rpartition(".")
+    target = target_of(OmegaConf.select(cfg, node)) if last in WORDS else None
+    return isinstance(target, type) and issubclass(target, WORDS[last])
 
 
 def _check_key(cfg, key):

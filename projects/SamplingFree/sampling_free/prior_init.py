@@ -127,6 +127,7 @@ class PriorInit(HookBase):
         else:
             logger.info(f"Prior {_shown(prior, 4)} from the config; nothing measured.")
         self._set_bias(model, name, head, prior)
+        getattr(head, "test_score_thresh", None)  # what is impossible is to be known now
         self.stored.load_state_dict(
             {"prior": prior, "estimate": asdict(estimate) if estimate else None}
         )

@@ -69,6 +69,12 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
     @classmethod
     def from_config(cls, cfg, input_shape):
         node = cfg.MODEL.SAMPLING_FREE
+        if node.TEST_SCORE_THRESH is not None:
+            raise BadInput(
+                f"MODEL.SAMPLING_FREE.TEST_SCORE_THRESH = {node.TEST_SCORE_THRESH}: a RoI head has "
+                "no prior to take it from; leave it at None and set "
+                "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+            )
         return {
             **super().from_config(cfg, input_shape),
             "guide": prior_and_guide(node)["guide"],
@@ -97,7 +103,7 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
             gradient_norms=lambda: gradient_norms(
                 self.loss_weight.get("loss_cls", 1.0) * cross_entropy_gradient_norm(logits, labels),
                 lambda copies: self._sum_box(copies[0].flatten(1), proposals, labels),
-                [deltas.view(len(deltas), -1, 4)],
+                [deltas.view(len(deltas), deltas.shape[1] // 4, 4)],
             ),
         )
         self.guide_log.write(losses, get_event_storage(), {})

@@ -13,6 +13,8 @@ from the prior that was measured for training and lies in the checkpoint.
 
 import math
 
+import torch
+
 from ..errors import BadInput
 
 PRIOR = "prior"
@@ -49,11 +51,12 @@ class PriorThreshold:
                 "model.test_score_thresh='per_class': model.prior is one number for all classes; "
                 "give a list of one for each, or have it measured (model.prior='auto')"
             )
-        return self.pixel_mean.new_tensor([self.compared_threshold(x) for x in thetas])
+        compared = [self.compared_threshold(x) for x in thetas]
+        return torch.tensor(compared, device=self.pixel_mean.device)
 
     @test_score_thresh.setter
     def test_score_thresh(self, threshold):
-        if isinstance(threshold, str) and threshold not in MODES:
+        if not isinstance(threshold, (int, float)) and threshold not in MODES:
             raise BadInput(
                 f"model.test_score_thresh={threshold!r} is unknown; known: {', '.join(MODES)}, or "
                 "a number (YAML: MODEL.SAMPLING_FREE.TEST_SCORE_THRESH)"
