@@ -6,15 +6,8 @@ Cost:     90,000 iterations of 16 images; not measured.
 Expected: not run by us.
 """
 
-from detectron2 import model_zoo
-
-from ..common.data import dataloader
 from ..common.paa import model
-
-_base = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py")
-optimizer = _base.optimizer
-lr_multiplier = _base.lr_multiplier
-train = _base.train
+from ..fcos.fcos_R_50_FPN_1x import dataloader, lr_multiplier, optimizer, train
 
 model.backbone.bottom_up.freeze_at = 2
 train.output_dir = "output/paa_R_50_FPN_1x"

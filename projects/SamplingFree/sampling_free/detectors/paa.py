@@ -25,10 +25,8 @@ from ..classification_loss import sigmoid_bce_all
 from ..errors import BadInput
 from ..paa_assignment import paa_match
 from ..score_voting import vote
-from .atss import ATSS
-from .bias import prior_and_guide
-from .points import GuidedPoints, finite, point_detector_arguments
-from .thresholds import PriorThreshold
+from .atss import ATSS, SamplingFreeATSS
+from .points import finite, point_detector_arguments
 
 
 @META_ARCH_REGISTRY.register()
@@ -150,31 +148,14 @@ class PAA(ATSS):
 
 
 @META_ARCH_REGISTRY.register()
-class SamplingFreePAA(PriorThreshold, GuidedPoints, PAA):
+class SamplingFreePAA(SamplingFreeATSS, PAA):
     """PAA, trained as arXiv 1909.04868 has it.
 
-    ``focal_loss_alpha`` and ``focal_loss_gamma`` are accepted and unused.
+    Arguments are those of ``SamplingFreeATSS`` and ``PAA``; ``focal_loss_alpha`` and
+    ``focal_loss_gamma`` are accepted and unused.
     """
 
     loss_names = PAA.loss_names
-
-    @configurable
-    def __init__(self, *, prior="auto", guide="iteration", test_score_thresh=0.001, **kwargs):
-        """
-        Args:
-            prior, guide, test_score_thresh: as in ``SamplingFreeATSS``.
-            kwargs: as in ``PAA``.
-        """
-        super().__init__(test_score_thresh=test_score_thresh, **kwargs)
-        self.init_guide_and_prior(guide, prior)
-
-    @classmethod
-    def from_config(cls, cfg):
-        return {
-            **super().from_config(cfg),
-            **prior_and_guide(cfg.MODEL.SAMPLING_FREE),
-            **cls.threshold_from_config(cfg),
-        }
 
     def anchor_losses(self, logits, labels, foreground, loc):
         """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.
