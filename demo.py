@@ -66,7 +66,7 @@ def parse_args(argv=None):
         type=score,
         metavar="SCORE",
         help=f"0 to 1; default: that of best F1, from {FILE_NAME} beside the weights, "
-        f"else {FALLBACK_THRESHOLD}; the model itself drops all below its test_score_thresh",
+        f"else {FALLBACK_THRESHOLD}; the model has dropped some by its own test_score_thresh",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -37,7 +37,7 @@ def count(model, record):
     )
     anchors = model.anchor_generator(features)
     labels, _ = model.label_by_prediction(anchors, [instances], logits, deltas)
-    objects = model._candidates(Boxes.cat(anchors), instances.gt_boxes)  # (R,)
+    objects = model.candidate_objects(Boxes.cat(anchors), instances.gt_boxes)  # (R,)
     of_levels = objects.split([len(x) for x in anchors])
     best = sum(
         int(x[x >= 0].unique(return_counts=True)[1].clamp(max=model.topk).sum()) for x in of_levels

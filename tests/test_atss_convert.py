@@ -100,7 +100,7 @@ def test_a_cfg_node_becomes_the_sampling_free_one(focal, ours, capsys):
             f"MODEL.META_ARCHITECTURE: {name} -> {own}",
             "MODEL.RETINANET.FOCAL_LOSS_ALPHA: 0.25 -> (unused)",
             "MODEL.RETINANET.FOCAL_LOSS_GAMMA: 2.0 -> (unused)",
-            f"{key}: 0.05 -> 0.001",
+            f"{key}: None -> 0.001",
             "MODEL.SAMPLING_FREE.PRIOR: None, measured before the first iteration",
         ]
     )

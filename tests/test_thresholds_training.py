@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
+from detectron2.engine import TrainerBase
 from detectron2.modeling import build_model
 from guide_runs import changed, weights, yaml_run
 from test_thresholds import THETAS, compared, line, numbers
+from tiny import tiny_retinanet
 from tiny_run import FOCAL, load, train_net, write_config
 from yaml_files import FASTER, RETINANET, zoo
 
 import demo
-from sampling_free import BadInput, add_sampling_free_config, convert
+from sampling_free import BadInput, PriorInit, add_sampling_free_config, convert, load_trained
 from sampling_free.config import load_config
 from sampling_free.engine import LazyTrainer, evaluate_only
 
@@ -38,6 +41,21 @@ def test_the_threshold_comes_with_the_checkpoint(runs, monkeypatch):
     assert seen[0] == pytest.approx(counts["num_foreground"] / num_valid)
     assert seen[1].tolist() == pytest.approx([max(n, 1) / num_valid for n in per_class])
     assert seen[2] == 0.25
+
+
+def test_the_prior_of_another_trainers_checkpoint_is_found_where_detectron2_keeps_it(tmp_path):
+    hook = PriorInit(None, None)
+    hook.load_state_dict({"prior": 0.02, "estimate": None})
+    trainer = TrainerBase()
+    trainer.register_hooks([hook])
+    trainer.iter = 7
+    model = tiny_retinanet(test_score_thresh="prior")
+    checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=trainer)
+    checkpointer.save("model_final")
+    fresh = tiny_retinanet(test_score_thresh="prior", seed=1)
+    load_trained(fresh, str(tmp_path / "model_final.pth"))
+    assert fresh.prior == 0.02 and fresh.test_score_thresh == pytest.approx(0.02 * 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters()))
 
 
 @pytest.mark.parametrize("mode", ["prior", "per_class"])

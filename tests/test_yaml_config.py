@@ -47,7 +47,7 @@ def test_the_keys_and_their_defaults():
             "ANCHOR_SIZE": 8.0,
             "TOPK": 9,
             "BOX_LOSS_WEIGHT": 2.0,
-            "SCORE_THRESH_TEST": 0.05,
+            "SCORE_THRESH_TEST": None,
             "NMS_THRESH_TEST": 0.6,
         },
         "PAA": {
@@ -58,7 +58,7 @@ def test_the_keys_and_their_defaults():
             "BOX_LOSS_WEIGHT": 1.3,
             "IOU_LOSS_WEIGHT": 0.5,
             "SCORE_VOTING": True,
-            "SCORE_THRESH_TEST": 0.05,
+            "SCORE_THRESH_TEST": None,
             "NMS_THRESH_TEST": 0.6,
         },
     }

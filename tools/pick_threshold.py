@@ -7,9 +7,10 @@
     python tools/pick_threshold.py --config-file CONFIG --detections FILE    # runs no model
 
 Prints a table with each class at a threshold of its own and all classes at one. Writes
-threshold.json, with the exact numbers, and threshold.png, the precision-recall curves. A model
-drops all below its test_score_thresh; no threshold can be lower. Running one is an evaluation as
-of train_net.py --eval-only, which writes into train.output_dir.
+threshold.json, with the exact numbers, and threshold.png, the precision-recall curves. A threshold
+is one of the detections' scores, to be given to demo.py --confidence-threshold; what the model
+drops by its own test_score_thresh is not seen. Running one is an evaluation as of train_net.py
+--eval-only, which writes into train.output_dir.
 """
 
 import argparse

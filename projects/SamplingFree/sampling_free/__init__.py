@@ -1,5 +1,6 @@
 """Object detectors without sampling heuristics, for Detectron2 (arXiv 1909.04868)."""
 
+from .checkpoint import load_trained
 from .classification_loss import sigmoid_bce_all
 from .convert import convert
 from .detectors.atss import ATSS, SamplingFreeATSS
@@ -42,6 +43,7 @@ __all__ = [
     "convert",
     "guide_ratio",
     "guided_losses",
+    "load_trained",
     "make_guide",
     "optimal_prior",
     "prior_to_bias",

@@ -112,17 +112,23 @@ class NamingCheckpointer(DetectionCheckpointer):
 def load_trained(model, path, save_dir=""):
     """Fills every parameter, and tells the model its prior, for inference.
 
+    Detectron2's own checkpointer and ``DefaultPredictor`` fill the parameters alone; that is enough
+    unless ``test_score_thresh`` is to follow from the prior.
+
     Args:
         model (nn.Module): changed in place.
         path (str): of a checkpoint.
         save_dir (str): as in Detectron2's checkpointer.
 
     Raises:
-        BadInput: if the checkpoint does not fit.
+        BadInput: if the checkpoint does not fit, or has no prior for a threshold that needs it.
     """
     stored = StoredPrior()
     checkpointer = NamingCheckpointer(model, save_dir, prior=stored)
-    checkpointer.load(path, checkpointables=["prior"], need_all=True)
+    rest = checkpointer.load(path, checkpointables=["prior"], need_all=True)
+    if not stored.state:  # where Detectron2's trainers keep what a hook stores
+        hooks = (rest.get("trainer") or {}).get("hooks", {})
+        stored.load_state_dict(hooks.get("PriorInit", {}))
     stored.give_all(model)
 
 

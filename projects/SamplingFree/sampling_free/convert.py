@@ -25,7 +25,7 @@ from .yaml_config import cfg_node, meta_architecture, plain
 
 
 def convert(cfg, quiet=False):
-    """Makes the config of a RetinaNet, an FCOS or an R-CNN sampling-free.
+    """Makes the config of a RetinaNet, an FCOS, an ATSS, a PAA or an R-CNN sampling-free.
 
     Args:
         cfg (DictConfig or CfgNode): a whole LazyConfig, or its ``model`` node; or a CfgNode.

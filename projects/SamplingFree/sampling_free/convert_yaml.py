@@ -101,7 +101,8 @@ def convert_cfg_node(cfg, changes):
     else:
         thresholds = {"MODEL.RETINANET.SCORE_THRESH_TEST": SCORE_THRESH}
     for key, limit in thresholds.items():
-        assign(key, min(limit, _select(cfg, key)))
+        value = _select(cfg, key)
+        assign(key, limit if value is None else min(limit, value))
     dense = cfg.MODEL.META_ARCHITECTURE not in rcnns
     has_prior = dense or cfg.MODEL.PROPOSAL_GENERATOR.NAME == SamplingFreeRPN.__name__
     if changes and has_prior and cfg.MODEL.SAMPLING_FREE.PRIOR is None:

@@ -82,7 +82,9 @@ class PriorEstimate:
         ] + [["all", self.num_foreground, self.num_valid]]
         for row in levels:
             row.append(row[2] / row[1] if row[1] else float("inf"))
-        classes = [[name, n, n / self.num_valid] for name, n in self.per_class.items()]
+        classes = [
+            [name, n, theta] for (name, n), theta in zip(self.per_class.items(), self.class_priors)
+        ]
         return "\n".join(
             [
                 f"{self.num_images} images, {self.num_empty_images} of them without an object",

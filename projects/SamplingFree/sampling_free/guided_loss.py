@@ -72,7 +72,7 @@ def guided_losses(
         sum_loc (Tensor or tuple[Tensor]): localisation loss summed over this process' foreground,
             scalar; of several (box and centerness, say) the mean is the guide.
         num_foreground (Tensor): N_f of this process' batch, scalar.
-        guide (IterationGuide): the paper's r, or another of guides.py.
+        guide (Guide): the paper's r, or another of guides.py.
         loc_normalizers (tuple[Tensor]): what each localisation loss is divided by, summed over
             the processes, in place of N_f.
         gradient_norms (callable): gives the L1 norms of the gradients of ``sum_cls`` and of each

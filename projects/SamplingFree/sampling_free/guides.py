@@ -3,13 +3,14 @@
     "iteration"   r = w * L_loc / L_cls in every iteration: the paper
     "gradient"    r = w * |g_loc| / |g_cls|: not the losses' values are matched but the sizes of
                   their gradients at the head's outputs (ours)
-    "frozen"      r of the first 100 iterations, then constant, with learned weights of all
-                  losses: the authors' final code
+    "frozen"      r of the first 100 iterations, then constant, with a learned weight of each of
+                  these losses: the authors' final code for one-stage detectors
     a number      a constant in the place of r; 1.0 leaves the classification loss as it is
 
 w is 1 for one-stage detectors and the RPN, 2 for the RoI head. "iteration" and "gradient" are one
-formula on two magnitudes. The paper (arXiv 1909.04868) blames the magnitude of the *gradient*;
-the value of a loss depends on how it is written (L1 or GIoU, a sum or a mean of coordinates).
+formula on two magnitudes. The paper (arXiv 1909.04868) blames the magnitude of the *gradient*; the
+value of a loss says little about it: that of L1 falls as boxes fit, its gradient does not. A factor
+in front of the box loss scales both.
 """
 
 import math
@@ -25,21 +26,15 @@ GRADIENT = "gradient"
 FROZEN = "frozen"
 
 
-class IterationGuide(nn.Module):
-    """r = w * L_loc / L_cls, new in every iteration.
+class Guide(nn.Module):
+    """Base of the family.
 
     Attributes:
         key (str or float): what a config calls it.
         by_gradient (bool): whether it wants the L1 norms of the gradients for L_loc and L_cls.
     """
 
-    key = ITERATION
     by_gradient = False
-
-    def __init__(self, weight=1.0):
-        """Args: weight (float): w."""
-        super().__init__()
-        self.weight = weight
 
     def forward(self, cls, loc, has_foreground):
         """
@@ -50,7 +45,7 @@ class IterationGuide(nn.Module):
         Returns:
             Tensor: r, a scalar, without gradient.
         """
-        return guide_ratio(cls, loc, self.weight)
+        raise NotImplementedError
 
     def weigh(self, losses):
         """
@@ -63,7 +58,21 @@ class IterationGuide(nn.Module):
         return losses, None
 
     def extra_repr(self):
-        return f"weight={self.weight}"
+        return str(self.key)
+
+
+class IterationGuide(Guide):
+    """r = w * L_loc / L_cls, new in every iteration."""
+
+    key = ITERATION
+
+    def __init__(self, weight=1.0):
+        """Args: weight (float): w."""
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, cls, loc, has_foreground):
+        return guide_ratio(cls, loc, self.weight)
 
 
 class GradientGuide(IterationGuide):
@@ -73,8 +82,8 @@ class GradientGuide(IterationGuide):
     by_gradient = True
 
 
-class ConstantGuide(IterationGuide):
-    """A number that stands in for r."""
+class ConstantGuide(Guide):
+    """A number that stands in for r, w included."""
 
     def __init__(self, value):
         super().__init__()
@@ -82,9 +91,6 @@ class ConstantGuide(IterationGuide):
 
     def forward(self, cls, loc, has_foreground):
         return torch.full_like(cls, self.key).float()
-
-    def extra_repr(self):
-        return f"{self.key}"
 
 
 class FrozenGuide(IterationGuide):
@@ -138,11 +144,11 @@ def make_guide(guide, key="model.guide", weight=1.0, num_losses=2):
     Args:
         guide (str or float): "iteration", "gradient", "frozen", or a constant >= 0.
         key (str): where a config has it.
-        weight (float): w.
+        weight (float): w of all but the constant.
         num_losses (int): the classification loss and the localisation losses.
 
     Returns:
-        IterationGuide: or one of its subclasses.
+        Guide
 
     Raises:
         BadInput: for another guide; lists those known.
@@ -154,7 +160,7 @@ def make_guide(guide, key="model.guide", weight=1.0, num_losses=2):
     if guide == FROZEN:
         return FrozenGuide(weight, num_losses)
     try:
-        constant = float(guide)
+        constant = math.nan if isinstance(guide, bool) else float(guide)
     except (TypeError, ValueError):
         constant = math.nan
     if not 0 <= constant < math.inf:

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 
 from .counting import count_anchors
 from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias, SoftmaxPriorBias
+from .detectors.thresholds import PriorThreshold
 from .errors import BadInput
 from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
 from .guides import FrozenGuide
@@ -27,6 +28,7 @@ from .views import seeded
 
 logger = logging.getLogger(__name__)
 
+MOST_SHOWN = 10  # classes in a line of the log
 NUM_SCORED = 4  # images on which a loaded head is compared with the prior
 
 
@@ -122,12 +124,16 @@ class PriorInit(HookBase):
             head.class_priors = estimate.class_priors
             if head.prior == PER_CLASS:
                 prior = estimate.class_priors
-                for absent in estimate.absent_classes:
-                    logger.warning(f"{absent}: no foreground sample; its prior is that of one.")
+            if estimate.absent_classes:
+                absent = estimate.absent_classes
+                names = ", ".join(absent[:MOST_SHOWN])
+                names += f" and {len(absent) - MOST_SHOWN} more" if absent[MOST_SHOWN:] else ""
+                logger.warning(f"{names}: no foreground sample; counted as one where it matters.")
         else:
             logger.info(f"Prior {_shown(prior, 4)} from the config; nothing measured.")
         self._set_bias(model, name, head, prior)
-        getattr(head, "test_score_thresh", None)  # what is impossible is to be known now
+        if isinstance(head, PriorThreshold):
+            head.require_threshold()
         self.stored.load_state_dict(
             {"prior": prior, "estimate": asdict(estimate) if estimate else None}
         )
@@ -220,6 +226,9 @@ class PriorInit(HookBase):
 def _shown(prior, digits=3, function=float, kind="e"):
     """A prior, or that of each class, for the log."""
     several = prior if isinstance(prior, list) else [prior]
+    if len(several) > MOST_SHOWN:
+        low, high = (_shown(x, digits, function, kind) for x in (min(several), max(several)))
+        return f"{low} to {high} ({len(several)} classes)"
     return ", ".join(f"{function(x):.{digits}{kind}}" for x in several)
 
 

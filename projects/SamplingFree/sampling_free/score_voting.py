@@ -6,7 +6,7 @@ Source: arXiv 2007.08103, section 3.4, equations 8 and 9.
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
-SIGMA = 0.025  # sigma_t^2 of the authors' code
+SIGMA_SQUARED = 0.025  # of the authors' code
 MIN_IOU = 0.01
 
 
@@ -25,7 +25,7 @@ def vote(detections, candidates):
     agree = detections.pred_classes[:, None] == candidates.pred_classes
     # In float64: a product of matrices in bfloat16 or TF32 would move boxes by pixels.
     with torch.autocast(boxes.device.type, enabled=False):
-        weights = torch.exp(-((1 - ious.double()) ** 2) / SIGMA) * candidates.scores
+        weights = torch.exp(-((1 - ious.double()) ** 2) / SIGMA_SQUARED) * candidates.scores
         weights = weights * (agree & (ious > MIN_IOU))
         total = weights.sum(dim=1, keepdim=True)
         means = weights @ candidates.pred_boxes.tensor.double() / total

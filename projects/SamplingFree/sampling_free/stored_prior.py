@@ -1,6 +1,7 @@
 """The prior that a checkpoint stores: its entry ``prior``, beside the weights."""
 
 from .detectors.bias import TO_BE_MEASURED, PriorBias
+from .detectors.thresholds import PriorThreshold
 from .errors import BadInput
 from .prior import class_priors
 
@@ -48,7 +49,9 @@ class StoredPrior:
         return True
 
     def give_all(self, model):
-        """:meth:`give` for the heads of a whole model."""
+        """:meth:`give` for the heads of a whole model, and a check of its threshold."""
         for module in model.modules():
             if isinstance(module, PriorBias):
                 self.give(module)
+            if isinstance(module, PriorThreshold):
+                module.require_threshold()

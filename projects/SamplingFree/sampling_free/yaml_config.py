@@ -33,6 +33,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 
+from .detectors.thresholds import PriorThreshold
 from .errors import BadInput
 from .loader import build_replayable_train_loader
 
@@ -77,7 +78,7 @@ def add_sampling_free_config(cfg):
     atss.ANCHOR_SIZE = 8.0  # in strides
     atss.TOPK = 9  # candidates of an object in each level
     atss.BOX_LOSS_WEIGHT = 2.0
-    atss.SCORE_THRESH_TEST = 0.05  # of the class score
+    atss.SCORE_THRESH_TEST = None  # of the class score; None: the class' own
     atss.NMS_THRESH_TEST = 0.6
 
     paa = node.PAA = atss.clone()
@@ -211,11 +212,18 @@ def meta_architecture(cfg):
     """The model; moved to its device by the trainer."""
     node = cfg_node(cfg)
     try:
-        return META_ARCH_REGISTRY.get(node.MODEL.META_ARCHITECTURE)(node)
+        model = META_ARCH_REGISTRY.get(node.MODEL.META_ARCHITECTURE)(node)
     except KeyError as e:
         if "registry" not in str(e):
             raise
         raise BadInput(f"the YAML config names what is not registered: {e}") from None
+    mode = node.MODEL.SAMPLING_FREE.TEST_SCORE_THRESH
+    if mode is not None and not isinstance(model, PriorThreshold):
+        raise BadInput(
+            f"MODEL.SAMPLING_FREE.TEST_SCORE_THRESH = {mode}: {type(model).__name__} has no "
+            "prior to take it from; leave it at None"
+        )
+    return model
 
 
 def learning_rate_schedule(cfg):

@@ -6,6 +6,8 @@ FCOS' head with another assignment: at each place one square anchor of 8 strides
 box is regressed, foreground by the statistics of its overlaps (atss_assignment.py).
 """
 
+import math
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import batched_nms
@@ -19,11 +21,16 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
 from ..atss_assignment import atss_match
-from ..errors import BadInput
+from ..errors import BadInput, require_number
 from ..guide_log import per_image
 from ..guided_loss import sum_over_processes
 from .bias import prior_and_guide
-from .points import GuidedPoints, finite, foreground_rows, point_detector_arguments
+from .points import (
+    GuidedPoints,
+    foreground_rows,
+    point_detector_arguments,
+    require_finite,
+)
 from .thresholds import PriorThreshold
 
 
@@ -59,6 +66,10 @@ class ATSS(FCOS):
         """
         if type(topk) is not int or topk < 1:
             raise BadInput(f"model.topk={topk!r}: give a whole number of candidates from 1 up")
+        require_number("model.anchor_size", anchor_size, 1e-3, math.inf)
+        require_number("model.box_loss_weight", box_loss_weight, 0, math.inf)
+        if "center_sampling_radius" in kwargs:
+            raise BadInput(f"model.center_sampling_radius: {type(self).__name__} has no such key")
         kwargs.setdefault("box2box_transform", Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)))
         super().__init__(test_score_thresh=test_score_thresh, **kwargs)
         strides = list(self.anchor_generator.strides)
@@ -154,7 +165,7 @@ class ATSS(FCOS):
             rows, gt, deltas, quality = foreground_rows(
                 anchors, (pred_anchor_deltas, pred_quality), gt_boxes, foreground
             )
-            boxes = finite(self.box2box_transform.apply_deltas(deltas, rows))
+            boxes = require_finite(self.box2box_transform.apply_deltas(deltas, rows))
             target = self.quality_target(boxes.detach(), rows, gt)  # (N_f,)
             box_loss = giou_loss(boxes, gt, reduction="none")
             sum_quality = F.binary_cross_entropy_with_logits(

@@ -12,7 +12,12 @@ from torch.nn import functional as F
 
 from ..errors import BadInput
 from .bias import prior_and_guide
-from .points import GuidedPoints, finite, foreground_rows, point_detector_arguments
+from .points import (
+    GuidedPoints,
+    foreground_rows,
+    point_detector_arguments,
+    require_finite,
+)
 from .thresholds import RootPriorThreshold
 
 BOX_WEIGHTS = ("uniform", "centerness")
@@ -70,7 +75,7 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
                 anchors, (pred_anchor_deltas, pred_centerness), gt_boxes, foreground
             )
             target = self.compute_ctrness_targets(anchors, gt_boxes)[foreground]  # (N_f,)
-            boxes = finite(self.box2box_transform.apply_deltas(deltas, points))
+            boxes = require_finite(self.box2box_transform.apply_deltas(deltas, points))
             box_loss = giou_loss(boxes, gt, reduction="none")
             sum_ctr = F.binary_cross_entropy_with_logits(
                 centerness.squeeze(1), target, reduction="sum"

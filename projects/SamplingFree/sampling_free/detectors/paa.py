@@ -12,6 +12,8 @@ its place: of the rules that need no network it alone gives about as many (docs/
 by benchmarks/paa_prior.py). The candidates by IoU are several times as many.
 """
 
+import math
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -22,11 +24,11 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
 from ..classification_loss import sigmoid_bce_all
-from ..errors import BadInput
+from ..errors import BadInput, require_number
 from ..paa_assignment import paa_match
 from ..score_voting import vote
 from .atss import ATSS, SamplingFreeATSS
-from .points import finite, point_detector_arguments
+from .points import point_detector_arguments, require_finite
 
 
 @META_ARCH_REGISTRY.register()
@@ -55,8 +57,11 @@ class PAA(ATSS):
             kwargs: as in ``ATSS``; ``topk`` is the number of candidates by the network's loss.
         """
         super().__init__(box_loss_weight=box_loss_weight, **kwargs)
-        if not 0 < iou_threshold <= 1:
-            raise BadInput(f"model.iou_threshold={iou_threshold!r}: give an overlap in (0, 1]")
+        # Of 0 every anchor would be a candidate.
+        require_number("model.iou_threshold", iou_threshold, 1e-6, 1)
+        require_number("model.iou_loss_weight", iou_loss_weight, 0, math.inf)
+        if not isinstance(score_voting, bool):
+            raise BadInput(f"model.score_voting={score_voting!r}: give True or False")
         self.matcher = Matcher([iou_threshold], [0, 1], allow_low_quality_matches=True)
         self.quality_loss_weight = iou_loss_weight
         self.score_voting = score_voting
@@ -94,7 +99,9 @@ class PAA(ATSS):
             tuple[list[Tensor], list[Tensor]]: as ``ATSS.label_anchors``.
         """
         all_anchors = Boxes.cat(anchors)
-        objects = [self._candidates(all_anchors, x.gt_boxes) for x in gt_instances]  # N times (R,)
+        objects = [
+            self.candidate_objects(all_anchors, x.gt_boxes) for x in gt_instances
+        ]  # N times (R,)
         labels, boxes = map(torch.stack, self.labels_and_boxes(objects, gt_instances))
         logits = torch.cat(pred_logits, dim=1).float()  # (N, R, K)
         deltas = torch.cat(pred_anchor_deltas, dim=1).float()  # (N, R, 4)
@@ -102,15 +109,24 @@ class PAA(ATSS):
         foreground = labels != self.num_classes
         with torch.autocast(logits.device.type, enabled=False):
             rows = all_anchors.tensor.expand(len(labels), -1, -1)[foreground]
-            predicted = finite(self.box2box_transform.apply_deltas(deltas[foreground], rows))
+            predicted = require_finite(
+                self.box2box_transform.apply_deltas(deltas[foreground], rows)
+            )
             loc = giou_loss(predicted, boxes[foreground], reduction="none")
             losses[foreground] = self.anchor_losses(logits, labels, foreground, loc)
         sizes = [len(x) for x in anchors]
         matched = [paa_match(x, k, sizes, self.topk) for x, k in zip(losses, objects)]
         return self.labels_and_boxes(matched, gt_instances)
 
-    def _candidates(self, anchors, gt_boxes):
-        """(R,) the object that each anchor would be matched with, or -1."""
+    def candidate_objects(self, anchors, gt_boxes):
+        """
+        Args:
+            anchors (Boxes): (R, 4) of all levels.
+            gt_boxes (Boxes): (G, 4).
+
+        Returns:
+            Tensor: (R,) index of the object that each anchor would be matched with, or -1.
+        """
         # One without an area overlaps nothing, and the matcher would give it everything.
         objects = gt_boxes.nonempty().nonzero().squeeze(1)
         if len(objects) == 0:

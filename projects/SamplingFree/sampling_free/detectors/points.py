@@ -99,7 +99,7 @@ def foreground_rows(anchors, predictions, gt_boxes, foreground):
     return (*rows, *(cat(x, dim=1)[foreground].float() for x in predictions))
 
 
-def finite(boxes):
+def require_finite(boxes):
     """``boxes``, or FloatingPointError; fvcore's losses would say that x1 is larger than x2."""
     if not torch.isfinite(boxes).all():
         raise FloatingPointError("the predicted boxes are not finite")
@@ -129,6 +129,7 @@ def point_detector_arguments(cfg, node):
         norm=node.NORM,
         prior_prob=retinanet.PRIOR_PROB,
     )
+    threshold = node.SCORE_THRESH_TEST
     return {
         "backbone": backbone,
         "head": head,
@@ -136,7 +137,7 @@ def point_detector_arguments(cfg, node):
         "num_classes": retinanet.NUM_CLASSES,
         "focal_loss_alpha": retinanet.FOCAL_LOSS_ALPHA,
         "focal_loss_gamma": retinanet.FOCAL_LOSS_GAMMA,
-        "test_score_thresh": node.SCORE_THRESH_TEST,
+        **({} if threshold is None else {"test_score_thresh": threshold}),
         "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
         "test_nms_thresh": node.NMS_THRESH_TEST,
         "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,

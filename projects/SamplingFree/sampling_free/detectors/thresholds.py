@@ -15,10 +15,10 @@ import math
 
 import torch
 
-from ..errors import BadInput
+from ..errors import BadInput, require_number
+from .bias import PER_CLASS
 
 PRIOR = "prior"
-PER_CLASS = "per_class"
 MODES = (PRIOR, PER_CLASS)
 
 
@@ -37,9 +37,9 @@ class PriorThreshold:
             return mode
         if isinstance(self.prior, str):
             raise BadInput(
-                f"model.test_score_thresh={mode!r}: no prior is stored with these weights; set "
-                "model.prior to that of their training (prior.json), or model.test_score_thresh "
-                "to a number"
+                f"model.test_score_thresh={mode!r}: no prior is stored with these weights, or they "
+                "were not loaded by sampling_free.load_trained; set model.prior to that of their "
+                "training (prior.json), or model.test_score_thresh to a number"
             )
         several = isinstance(self.prior, list)
         if mode == PRIOR:  # pi* is the mean of theta_j, this is their sum
@@ -61,7 +61,13 @@ class PriorThreshold:
                 f"model.test_score_thresh={threshold!r} is unknown; known: {', '.join(MODES)}, or "
                 "a number (YAML: MODEL.SAMPLING_FREE.TEST_SCORE_THRESH)"
             )
+        if not isinstance(threshold, str):
+            require_number("model.test_score_thresh", threshold, 0, 1)
         self._test_score_thresh = threshold
+
+    def require_threshold(self):
+        """Raises BadInput if the threshold is to follow from a prior that is not known."""
+        _ = self.test_score_thresh
 
     @staticmethod
     def compared_threshold(threshold):
