@@ -4,14 +4,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
-from tiny_points import (
-    CLASSES,
-    SAMPLING_FREE,
-    check_losses,
-    expected_losses,
-    points_model,
-    square_anchors,
-)
+from literal_points import square_anchors
+from tiny_points import CLASSES, SAMPLING_FREE, check_losses, expected_losses, points_model
 
 from sampling_free import ATSS, PAA
 

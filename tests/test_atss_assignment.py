@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes
-from tiny_points import atss_literal, center, iou, square_anchors
+from literal_points import atss_literal, center, iou, square_anchors
 
 from sampling_free.atss_assignment import atss_match
 

@@ -5,18 +5,10 @@ import math
 import pytest
 import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
+from literal_points import decoded, nms_literal, square_anchors, vote_literal
 from tiny import batch
 from tiny_detectors import tiny_fcos
-from tiny_points import (
-    CLASSES,
-    SAMPLING_FREE,
-    decoded,
-    nms_literal,
-    points_model,
-    raw_outputs,
-    square_anchors,
-    vote_literal,
-)
+from tiny_points import CLASSES, SAMPLING_FREE, points_model, raw_outputs
 
 from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA
 from sampling_free.errors import BadInput

@@ -9,8 +9,9 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import SimpleTrainer
 from detectron2.structures import Boxes, Instances
+from literal_points import atss_literal, square_anchors
 from tiny import batch, log_lines, mapper_of, write_dicts
-from tiny_points import CLASSES, SAMPLING_FREE, atss_literal, points_model, square_anchors
+from tiny_points import CLASSES, SAMPLING_FREE, points_model
 
 from sampling_free import ATSS, PAA, SamplingFreeATSS
 from sampling_free.assignment import assignment_of

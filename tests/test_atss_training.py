@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.structures import Boxes
+from literal_points import square_anchors
 from tiny import batch, train_step
 from tiny_points import (
     CLASSES,
@@ -14,7 +15,6 @@ from tiny_points import (
     paa_targets,
     points_model,
     raw_outputs,
-    square_anchors,
 )
 
 from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA

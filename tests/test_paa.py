@@ -6,16 +6,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from literal_points import decoded, iou, paa_candidates, square_anchors
 from tiny import batch, train_step
-from tiny_points import (
-    decoded,
-    iou,
-    paa_candidates,
-    paa_targets,
-    points_model,
-    raw_outputs,
-    square_anchors,
-)
+from tiny_points import paa_targets, points_model, raw_outputs
 
 from sampling_free import PAA, BadInput, SamplingFreePAA
 from sampling_free.step import PrecisionTrainer

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from literal_points import paa_literal, split_literal, two_gaussians, vote_literal
 from sklearn.mixture import GaussianMixture
-from tiny_points import paa_literal, split_literal, two_gaussians, vote_literal
 
 from sampling_free.paa_assignment import num_positives, paa_match
 from sampling_free.score_voting import vote

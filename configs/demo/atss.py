@@ -2,6 +2,9 @@
 
 Command:  python train_net.py --config-file configs/demo/atss.py
 Hardware: two CPU cores, or one.
+Cost:     500 iterations of 8 images; under 8 minutes.
+Expected: AP 67.9 and 66.2, AP50 92.3 and 91.1 on the validation part with two seeds,
+          results/demo_points.json. The learning rate is FCOS', not tuned.
 """
 
 from ..common.demo import NUM_CLASSES, dataloader, demo_schedule

@@ -2,6 +2,9 @@
 
 Command:  python train_net.py --config-file configs/demo/paa.py
 Hardware: two CPU cores, or one.
+Cost:     500 iterations of 8 images; under 10 minutes.
+Expected: AP 66.6 and 66.4, AP50 93.7 and 94.5 on the validation part with two seeds,
+          results/demo_points.json. The learning rate is FCOS', not tuned.
 """
 
 from ..common.demo import NUM_CLASSES, dataloader, demo_schedule
