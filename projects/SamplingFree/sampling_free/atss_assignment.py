@@ -21,7 +21,7 @@ def atss_match(levels, gt_boxes, topk=9):
     Args:
         levels (list[Boxes]): L times the anchors of a level, pixels.
         gt_boxes (Boxes): (G, 4), pixels.
-        topk (int): k, candidates of each level.
+        topk (int): k, candidates of each level; of equal distances those that torch.topk takes.
 
     Returns:
         Tensor: (R,) index of the object of each anchor, -1 for background.
