@@ -143,7 +143,7 @@ def main():
     parser.add_argument("--output", required=True, metavar="JSON")
     parser.add_argument("--size", nargs=2, type=int, default=[480, 640], help="pixels")
     parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4)
     args = parser.parse_args()
     records = [measure(config, override, args) for config, override in CONFIGS.items()]
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)

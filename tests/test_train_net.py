@@ -114,6 +114,8 @@ def start(config, *arguments):
         text=True,
         env=environment(),
         cwd=REPO,
+        # Where the tests run in the background of a shell, it is ignored by all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
