@@ -1,3 +1,5 @@
 """Fixtures that several test files share."""
 
-from yaml_files import sets, tiny  # noqa: F401
+from yaml_files import sets, tiny
+
+__all__ = ["sets", "tiny"]

@@ -133,9 +133,9 @@ def test_the_file_has_these_detectors_with_all_their_losses():
     ("name", "module", "loss"),
     [
         ("RetinaNet", retinanet_module, "sigmoid_bce_all"),
-        ("RetinaNet", retinanet_module, "_dense_box_regression_loss"),
+        ("RetinaNet", retinanet_module, "dense_box_loss"),
         ("C4", rpn_module, "sigmoid_bce_all"),
-        ("C4", rpn_module, "_dense_box_regression_loss"),
+        ("C4", rpn_module, "dense_box_loss"),
     ],
 )
 def test_one_percent_of_a_loss_is_noticed(name, module, loss, monkeypatch):

@@ -27,25 +27,19 @@ FROZEN = "frozen"
 
 
 class Guide(nn.Module):
-    """Base of the family.
+    """Base of the family. Called with
+
+        cls, loc (Tensor): magnitudes per foreground sample over all processes, scalars;
+        has_foreground (Tensor): bool; without any, there is nothing to learn from the two,
+
+    a guide returns r, a scalar, without gradient.
 
     Attributes:
         key (str or float): what a config calls it.
-        by_gradient (bool): whether it wants the L1 norms of the gradients for L_loc and L_cls.
+        by_gradient (bool): whether it wants the L1 norms of the gradients for ``loc`` and ``cls``.
     """
 
     by_gradient = False
-
-    def forward(self, cls, loc, has_foreground):
-        """
-        Args:
-            cls, loc (Tensor): magnitudes per foreground sample over all processes, scalars.
-            has_foreground (Tensor): bool; without any, there is nothing to learn from the two.
-
-        Returns:
-            Tensor: r, a scalar, without gradient.
-        """
-        raise NotImplementedError
 
     def weigh(self, losses):
         """

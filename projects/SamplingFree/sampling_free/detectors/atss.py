@@ -45,6 +45,7 @@ class ATSS(FCOS):
 
     loss_names = ("loss_cls", "loss_box_reg", "loss_centerness")
     quality_loss_weight = 1.0
+    yaml_node = "ATSS"  # in MODEL.SAMPLING_FREE
 
     @configurable
     def __init__(
@@ -84,7 +85,7 @@ class ATSS(FCOS):
 
     @classmethod
     def from_config(cls, cfg):
-        node = cfg.MODEL.SAMPLING_FREE.ATSS
+        node = cfg.MODEL.SAMPLING_FREE[cls.yaml_node]
         return {
             **point_detector_arguments(cfg, node),
             "anchor_size": node.ANCHOR_SIZE,

@@ -28,7 +28,7 @@ from ..errors import BadInput, require_number
 from ..paa_assignment import paa_match
 from ..score_voting import vote
 from .atss import ATSS, SamplingFreeATSS
-from .points import point_detector_arguments, require_finite
+from .points import require_finite
 
 
 @META_ARCH_REGISTRY.register()
@@ -36,6 +36,7 @@ class PAA(ATSS):
     """PAA with focal loss, as published."""
 
     loss_names = ("loss_cls", "loss_box_reg", "loss_iou")
+    yaml_node = "PAA"
 
     @configurable
     def __init__(
@@ -70,11 +71,8 @@ class PAA(ATSS):
     def from_config(cls, cfg):
         node = cfg.MODEL.SAMPLING_FREE.PAA
         return {
-            **point_detector_arguments(cfg, node),
-            "anchor_size": node.ANCHOR_SIZE,
-            "topk": node.TOPK,
+            **super().from_config(cfg),
             "iou_threshold": node.IOU_THRESHOLD,
-            "box_loss_weight": node.BOX_LOSS_WEIGHT,
             "iou_loss_weight": node.IOU_LOSS_WEIGHT,
             "score_voting": node.SCORE_VOTING,
         }
@@ -172,6 +170,7 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
     """
 
     loss_names = PAA.loss_names
+    yaml_node = PAA.yaml_node
 
     def anchor_losses(self, logits, labels, foreground, loc):
         """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.

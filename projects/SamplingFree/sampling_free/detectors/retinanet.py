@@ -8,7 +8,6 @@ Only ``losses`` differs from Detectron2's class; parameters, assignment and infe
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import get_event_storage
 
@@ -17,6 +16,7 @@ from ..guide_log import GuideLog, per_image
 from ..guided_loss import guided_losses
 from ..guides import gradient_norms, make_guide
 from .bias import PriorBias, prior_and_guide
+from .box_loss import dense_box_loss
 from .thresholds import PriorThreshold
 
 
@@ -83,15 +83,8 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
         sum_cls = sum(map(sigmoid_bce_all, pred_logits, labels_of_levels))
 
         def sum_box(deltas):
-            return self.box_reg_loss_weight * _dense_box_regression_loss(
-                anchors,
-                self.box2box_transform,
-                deltas,
-                gt_boxes,
-                foreground,
-                box_reg_loss_type=self.box_reg_loss_type,
-                smooth_l1_beta=self.smooth_l1_beta,
-            )
+            loss = dense_box_loss(self, anchors, deltas, gt_boxes, foreground)
+            return self.box_reg_loss_weight * loss
 
         losses = guided_losses(
             sum_cls,

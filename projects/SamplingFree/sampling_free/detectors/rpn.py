@@ -9,7 +9,6 @@ assignment and proposals are Detectron2's own.
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.utils.events import get_event_storage
 
@@ -18,6 +17,7 @@ from ..guide_log import GuideLog, per_image
 from ..guided_loss import guided_losses
 from ..guides import gradient_norms, make_guide
 from .bias import PriorBias, prior_and_guide
+from .box_loss import dense_box_loss
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -95,15 +95,8 @@ class SamplingFreeRPN(PriorBias, RPN):
         sum_cls = cls_weight * sum(map(sigmoid_bce_all, logits, labels_of_levels))
 
         def sum_box(deltas):
-            return self.loss_weight.get("loss_rpn_loc", 1.0) * _dense_box_regression_loss(
-                anchors,
-                self.box2box_transform,
-                deltas,
-                gt_boxes,
-                foreground,
-                box_reg_loss_type=self.box_reg_loss_type,
-                smooth_l1_beta=self.smooth_l1_beta,
-            )
+            weight = self.loss_weight.get("loss_rpn_loc", 1.0)
+            return weight * dense_box_loss(self, anchors, deltas, gt_boxes, foreground)
 
         losses = guided_losses(
             sum_cls,
