@@ -170,7 +170,6 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
     """
 
     loss_names = PAA.loss_names
-    yaml_node = PAA.yaml_node
 
     def anchor_losses(self, logits, labels, foreground, loc):
         """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.
