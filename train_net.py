@@ -6,6 +6,7 @@ python train_net.py --config-file CONFIG --num-gpus 8 train.output_dir=output/ru
 python train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
 python train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --sampling-free \
     SOLVER.IMS_PER_BATCH 8 train.num_pictures=8
+python train_net.py --config-file configs/retinanet/retinanet_R_50_FPN_1x.py --variant ghm
 """
 
 from detectron2.engine import default_argument_parser, default_setup, launch
@@ -14,11 +15,12 @@ from detectron2.utils.logger import setup_logger
 
 from sampling_free.cli import find_config, load_config, one_line_errors
 from sampling_free.engine import LazyTrainer, evaluate_only
+from sampling_free.variants import VARIANTS
 
 
 @one_line_errors
 def train_or_evaluate(args):
-    cfg = load_config(args.config_file, args.opts, args.sampling_free)
+    cfg = load_config(args.config_file, args.opts, args.sampling_free, args.variant)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="sampling_free")
     if args.eval_only:
@@ -32,14 +34,17 @@ def train_or_evaluate(args):
 def main():
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument(
-        "--sampling-free", action="store_true", help="convert a config of Detectron2 first"
+        "--sampling-free", action="store_true", help="short for --variant sampling_free"
+    )
+    lines = (f"{name}: {what}" for name, what in VARIANTS.items())
+    parser.add_argument(
+        "--variant", metavar="NAME", help=f"make it another detector first; {'; '.join(lines)}"
     )
     args = parser.parse_args()
     args.config_file = find_config(args.config_file)
     if args.num_gpus * args.num_machines > 1:
-        load_config(
-            args.config_file, args.opts, args.sampling_free
-        )  # a mistake is said once, not by each process
+        # A mistake is said once, not by each process.
+        load_config(args.config_file, args.opts, args.sampling_free, args.variant)
     launch(
         train_or_evaluate,
         args.num_gpus,

@@ -18,12 +18,12 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .convert import convert
 from .datasets import target_of
 from .detectors.bias import ClassifierBias, PriorBias
 from .detectors.thresholds import PriorThreshold
 from .errors import BadInput
 from .step import DTYPES
+from .variants import as_variant
 from .yaml_config import is_cfg_node_file, lazy_from_cfg_node, read_cfg_node
 
 # Keys of `train` beyond those of Detectron2's common/train.py.
@@ -36,6 +36,7 @@ TRAIN_DEFAULTS = dict(
     prior_file="",  # read this estimate instead of measuring the prior
     reset_prior=False,  # give a head that came with init_checkpoint the prior's bias
     num_pictures=0,  # detections beside ground truth, drawn at the end
+    monitor_period=0,  # iterations between two measurements of the gradients; 0: none
 )
 # Keys that take a number or a word, and whose nodes know which.
 WORDS = {
@@ -45,7 +46,11 @@ WORDS = {
 }
 
 
-def load_config(path, overrides=(), sampling_free=False):
+# Keys of a CfgNode that a variant sets and a user may want otherwise.
+SET_BY_VARIANTS = ("SCORE_THRESH_TEST", "SAMPLING_FREE.GUIDE")
+
+
+def load_config(path, overrides=(), sampling_free=False, variant=None):
     """Reads a config, adds what `train` lacks, applies overrides and checks every key.
 
     Args:
@@ -53,29 +58,35 @@ def load_config(path, overrides=(), sampling_free=False):
             Detectron2, or the name of a config of its model zoo.
         overrides (list[str]): "key=value" in Hydra's grammar; for a YAML config of Detectron2
             also pairs "KEY", "VALUE".
-        sampling_free (bool): convert it; a LazyConfig before the overrides, a YAML config after.
+        sampling_free (bool): short for ``variant="sampling_free"``.
+        variant (str or None): a name of variants.py to turn it into; a LazyConfig before the
+            overrides, a YAML config after.
 
     Returns:
         DictConfig: a YAML config of Detectron2 as a LazyConfig.
 
     Raises:
-        BadInput: for a missing or broken file and for an unknown key; suggests the nearest.
+        BadInput: for a missing or broken file, for an unknown variant and for an unknown key;
+            suggests the nearest.
     """
+    if sampling_free and variant not in (None, "sampling_free"):
+        raise BadInput(f"--sampling-free and --variant {variant}: give one of the two")
+    variant = "sampling_free" if sampling_free else variant
     path = find_config(path)
     if is_cfg_node_file(path):
         node = read_cfg_node(path)
         pairs, overrides = _split_overrides(node, overrides)
         _apply_pairs(node, pairs)
-        if sampling_free:
-            node = _naming_file(path, convert, node)
-            # What convert() sets and a user may want otherwise.
-            _apply_pairs(node, [x for x in pairs if x[0].endswith("SCORE_THRESH_TEST")])
+        if variant is not None:
+            node = _naming_file(path, as_variant, node, variant)
+            _apply_pairs(node, [x for x in pairs if x[0].endswith(SET_BY_VARIANTS)])
         cfg = lazy_from_cfg_node(node)
     else:
         cfg = _load(path)
         if not isinstance(cfg, DictConfig) or cfg._is_none():
             raise BadInput(f"{path}: empty")
-        cfg = _naming_file(path, convert, cfg) if sampling_free else cfg
+        if variant is not None:
+            cfg = _naming_file(path, as_variant, cfg, variant)
     for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
         if key not in cfg:
             raise BadInput(f"{path}: has no {key!r}; is it a whole LazyConfig, not a part of one?")
@@ -91,10 +102,10 @@ def load_config(path, overrides=(), sampling_free=False):
     return cfg
 
 
-def _naming_file(path, function, cfg):
-    """``function(cfg)``; a line of its errors names the file."""
+def _naming_file(path, function, *args):
+    """``function(*args)``; a line of its errors names the file."""
     try:
-        return function(cfg)
+        return function(*args)
     except BadInput as e:
         raise BadInput(f"{path}: {e}") from None
 
@@ -191,6 +202,11 @@ def _check_train(train):
         value = OmegaConf.select(train, key)
         if not isinstance(value, int) or value < 1:
             raise BadInput(f"train.{key}={value!r}: give a whole number from 1 up")
+    if type(train.monitor_period) is not int or train.monitor_period < 0:
+        raise BadInput(
+            f"train.monitor_period={train.monitor_period!r}: give a number of iterations, or 0 for "
+            "no measurements"
+        )
     for row in train.expected_results:
         if not isinstance(row, (list, tuple, ListConfig)) or len(row) != 4:
             raise BadInput(

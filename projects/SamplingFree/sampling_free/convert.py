@@ -42,10 +42,10 @@ def convert(cfg, quiet=False):
     if isinstance(cfg, CfgNode):
         converted = convert_cfg_node(cfg, changes)
     elif isinstance(cfg, DictConfig) and ("model" in cfg or "_target_" in cfg):
-        converted = _copy(cfg)
+        converted = copy_node(cfg)
         with read_write(converted), open_dict(converted):
             model = converted if "_target_" in converted else converted.model
-            if _is_of_yaml(model):
+            if is_of_yaml(model):
                 converted.cfg = plain(convert_cfg_node(cfg_node(converted.cfg), changes))
             else:
                 convert_model(model, changes)
@@ -58,7 +58,7 @@ def convert(cfg, quiet=False):
     return converted
 
 
-def _copy(cfg):
+def copy_node(cfg):
     """A copy of a node within a copy of all that it may refer to."""
     key = cfg._get_full_key("")
     root = copy.deepcopy(cfg._get_root())
@@ -73,7 +73,7 @@ def _copy(cfg):
     return copied
 
 
-def _is_of_yaml(model):
+def is_of_yaml(model):
     """Whether a model node stands for a YAML config, as in the config.yaml that a run saves."""
     name = f"{meta_architecture.__module__}.{meta_architecture.__qualname__}"
     target = model.get("_target_", None) if isinstance(model, DictConfig) else None

@@ -21,7 +21,7 @@ from .families import (
 )
 
 
-class _Node:
+class CallNode:
     """A call of a LazyConfig that notes its changes."""
 
     def __init__(self, node, where, changes):
@@ -36,14 +36,14 @@ class _Node:
             ) from None
 
     def child(self, key):
-        return _Node(self.node[key], f"{self.where}.{key}", self.changes)
+        return CallNode(self.node[key], f"{self.where}.{key}", self.changes)
 
     def children(self, key):
         """Those of a list, or the one child."""
         value = self.node[key]
         if not isinstance(value, ListConfig):
             return [self.child(key)]
-        return [_Node(x, f"{self.where}.{key}[{i}]", self.changes) for i, x in enumerate(value)]
+        return [CallNode(x, f"{self.where}.{key}[{i}]", self.changes) for i, x in enumerate(value)]
 
     def swap(self, table):
         """Exchanges the target; False if it was exchanged before."""
@@ -128,12 +128,12 @@ def convert_model(node, changes):
     Raises:
         BadInput: names the first thing that cannot be converted.
     """
-    model = _Node(node, "model", changes)
+    model = CallNode(node, "model", changes)
     if model.target in RCNNS or (
         isinstance(model.target, type) and issubclass(model.target, GeneralizedRCNN)
     ):
-        _convert_proposals(model)
-        _convert_roi_heads(model)
+        convert_proposals(model)
+        convert_roi_heads(model)
         return
     known = isinstance(model.target, type) and issubclass(model.target, tuple(DENSE.values()))
     if not known and model.target not in DENSE:
@@ -148,7 +148,7 @@ def convert_model(node, changes):
         model.lower("test_score_thresh", SCORE_THRESH, 0.05)
 
 
-def _convert_proposals(model):
+def convert_proposals(model):
     if model.node.get("proposal_generator", None) is None:  # precomputed proposals
         return
     rpn = model.child("proposal_generator")
@@ -160,7 +160,7 @@ def _convert_proposals(model):
     rpn.start_from_the_prior()
 
 
-def _convert_roi_heads(model):
+def convert_roi_heads(model):
     if model.node.get("roi_heads", None) is None:  # a proposal network
         return
     heads = model.child("roi_heads")

@@ -40,13 +40,13 @@ def convert_cfg_node(cfg, changes):
 
     def assign(key, value):
         node, _, last = key.rpartition(".")
-        node = _select(cfg, node)
+        node = select(cfg, node)
         if node[last] != value:
             changes.append(f"{key}: {node[last]} -> {value}")
             node[last] = value
 
     def swap(key, known):
-        old = _select(cfg, key)
+        old = select(cfg, key)
         if old in names and old in known:
             assign(key, names[old])
             return True
@@ -55,13 +55,13 @@ def convert_cfg_node(cfg, changes):
         return False
 
     def shrink_box_loss(key, positive_fraction):
-        node = _select(cfg, key)
+        node = select(cfg, key)
         factor = COORDINATES if node.BBOX_REG_LOSS_TYPE == "smooth_l1" else positive_fraction
         assign(f"{key}.BBOX_REG_LOSS_WEIGHT", node.BBOX_REG_LOSS_WEIGHT * factor)
 
     def unused(node, *keys):
         for key in keys:
-            changes.append(f"{node}.{key}: {_select(cfg, node)[key]} -> (unused)")
+            changes.append(f"{node}.{key}: {select(cfg, node)[key]} -> (unused)")
 
     rcnns = [x.__name__ for x in RCNNS]
     arch = cfg.MODEL.META_ARCHITECTURE
@@ -101,7 +101,7 @@ def convert_cfg_node(cfg, changes):
     else:
         thresholds = {"MODEL.RETINANET.SCORE_THRESH_TEST": SCORE_THRESH}
     for key, limit in thresholds.items():
-        value = _select(cfg, key)
+        value = select(cfg, key)
         assign(key, limit if value is None else min(limit, value))
     dense = cfg.MODEL.META_ARCHITECTURE not in rcnns
     has_prior = dense or cfg.MODEL.PROPOSAL_GENERATOR.NAME == SamplingFreeRPN.__name__
@@ -112,7 +112,7 @@ def convert_cfg_node(cfg, changes):
     return cfg
 
 
-def _select(cfg, key):
+def select(cfg, key):
     for part in key.split("."):
         cfg = cfg[part]
     return cfg

@@ -1,0 +1,177 @@
+"""The summary of a comparison: SciPy's own paired test and values found by hand are the oracles."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sampling_free.comparison.summary import label, paired_difference, show, spread, summarise
+from sampling_free.comparison.table import summary_table
+from sampling_free.errors import BadInput
+
+
+def record(variant, seed, ap=None, rate=None, **more):
+    """A record of a run; without ``ap`` it has diverged."""
+    how = {"failed": "not finite"} if ap is None else {"bbox/AP": ap, "bbox/AP50": 2 * ap}
+    keys = dict(config="configs/a.py", variant=variant, learning_rate=rate, seed=seed)
+    timing = dict(seconds_per_iteration=0.5, device="cpu", jobs=1, peak_memory_mib=900.0)
+    return {**keys, **timing, **how, **more}
+
+
+def columns(runs):
+    """The table as a dict: name of the row -> column -> text."""
+    head, cells = summary_table(summarise(runs))
+    return {row[0]: dict(zip(head, row)) for row in cells}
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_the_interval_is_that_of_the_paired_t_test(n, confidence):
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(40, 2, n), rng.normal(38, 2, n)
+    found = paired_difference(a.tolist(), b.tolist(), confidence)
+    expected = stats.ttest_rel(a, b).confidence_interval(confidence)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert found["mean"] == pytest.approx((a - b).mean())
+    assert found["values"] == pytest.approx((a - b).tolist())
+
+
+def test_the_interval_of_three_seeds_by_hand():
+    # Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t of 2 degrees of freedom 4.302653.
+    found = paired_difference([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    half = 4.302653 / 3**0.5
+    assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half), abs=1e-6)
+
+
+def test_one_pair_has_no_interval_and_equal_differences_one_of_no_width():
+    one = paired_difference([3.0], [1.0])
+    assert one == {"mean": 2.0, "low": None, "high": None, "values": [2.0]}
+    equal = paired_difference([3.0, 4.0], [1.0, 2.0])
+    assert (equal["low"], equal["mean"], equal["high"]) == (2.0, 2.0, 2.0)
+
+
+def test_without_scipy_several_seeds_say_how_to_get_it_and_one_does_without(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(BadInput, match="pip install scipy"):
+        paired_difference([3.0, 4.0], [1.0, 2.0])
+    assert paired_difference([3.0], [1.0])["mean"] == 2.0
+
+
+def test_the_spread_is_of_the_sample():
+    values = [1.0, 4.0, 7.0]
+    assert spread(values) == {"mean": 4.0, "std": 3.0, "min": 1.0, "max": 7.0}
+    assert spread([5.0])["std"] is None
+
+
+def test_a_row_pairs_equal_seeds_whatever_their_order():
+    runs = [record("ours", s, 40.0 + s) for s in (0, 1, 2)]
+    runs += [record("focal", s, 38.0 + 3 * s) for s in (2, 0, 1)]
+    reference, focal = summarise(runs)
+    assert reference["is_reference"] and reference["differences"] is None
+    difference = focal["differences"]["bbox/AP"]
+    assert dict(zip(difference["seeds"], difference["values"])) == {0: -2.0, 1: 0.0, 2: 2.0}
+    assert focal["differences"]["bbox/AP50"]["mean"] == pytest.approx(0.0)
+    json.dumps([reference, focal], allow_nan=False)
+
+
+def test_a_diverged_seed_is_said_and_left_out_of_the_pairs():
+    runs = [record("ours", 0, 40.0), record("ours", 1, 42.0), record("ours", 2, 44.0)]
+    runs += [record("focal", 0, 39.0), record("focal", 1), record("focal", 2, 40.0)]
+    runs += [record("ghm", s) for s in (0, 1, 2)]
+    _, focal, ghm = summarise(runs)
+    assert focal["seeds"] == [0, 1, 2] and focal["diverged"] == [1]
+    assert focal["differences"]["bbox/AP"]["values"] == [-1.0, -4.0]
+    assert ghm["metrics"] == {} and ghm["differences"] == {}
+    table = columns(runs)
+    assert table["focal"]["seeds"] == "3, diverged (1 of 3)"
+    assert table["ghm"]["seeds"] == "3, diverged (3 of 3)"
+    assert table["ghm"]["AP"] == "diverged"
+
+
+def test_a_reference_that_diverged_leaves_rows_without_a_difference():
+    runs = [record("ours", 0), record("focal", 0, 39.0)]
+    assert summarise(runs)[1]["differences"] == {}
+    assert columns(runs)["focal"]["AP"] == "39.0"
+
+
+def test_the_default_threshold_has_a_row_of_its_own_with_the_same_reference():
+    usual = {"bbox/AP": 35.0, "test_score_thresh": 0.05}
+    shared = {"test_score_thresh": 0.001}
+    runs = [record("ours", 0, 40.0, **shared)]
+    runs += [record("focal", 0, 37.0, at_default_threshold=usual, **shared)]
+    _, focal, low = summarise(runs)
+    assert (focal["at_default_threshold"], low["at_default_threshold"]) == (False, True)
+    assert (focal["test_score_thresh"], low["test_score_thresh"]) == (0.001, 0.05)
+    assert low["differences"]["bbox/AP"]["values"] == [-5.0]
+    assert low["name"] == "focal, threshold 0.05"
+    assert "bbox/AP50" not in low["metrics"], "of the other threshold"
+
+
+def test_a_reference_is_compared_with_itself_at_its_default_threshold():
+    usual = {"bbox/AP": 35.0, "test_score_thresh": 0.05}
+    reference, low = summarise([record("focal", 0, 37.0, at_default_threshold=usual)])
+    assert reference["is_reference"] and not low["is_reference"]
+    assert low["differences"]["bbox/AP"]["values"] == [-2.0]
+
+
+def test_of_several_rates_each_is_compared_with_the_first_variant_at_that_rate():
+    runs = [record("ours", 0, 40.0, rate=0.1), record("ours", 0, 30.0, rate=0.2)]
+    runs += [record("focal", 0, 20.0, rate=0.2), record("focal", 0, 10.0, rate=0.4)]
+    rows = {row["name"]: row for row in summarise(runs)}
+    assert list(rows) == [
+        "ours, rate 0.1",
+        "ours, rate 0.2",
+        "focal, rate 0.2",
+        "focal, rate 0.4",
+    ]
+    assert rows["ours, rate 0.1"]["is_reference"] and rows["ours, rate 0.2"]["is_reference"]
+    assert rows["focal, rate 0.2"]["differences"]["bbox/AP"]["values"] == [-10.0]
+    assert rows["focal, rate 0.4"]["differences"]["bbox/AP"]["values"] == [-30.0]
+
+
+def test_runs_that_only_chose_a_rate_are_left_out():
+    runs = [record("ours", 0, 99.0, rate=0.1, choosing=True), record("ours", 0, 40.0, rate=0.1)]
+    (row,) = summarise(runs)
+    assert row["metrics"]["bbox/AP"]["values"] == [40.0]
+    assert summarise([]) == []
+
+
+def test_time_is_a_ratio_of_pairs_on_the_same_machine_alone():
+    runs = [record("ours", 0, 40.0), record("ours", 1, 40.0, seconds_per_iteration=1.0)]
+    runs += [record("focal", 0, 40.0, seconds_per_iteration=1.0)]
+    runs += [record("focal", 1, 40.0, seconds_per_iteration=1.0)]
+    runs += [record("ghm", 0, 40.0, seconds_per_iteration=3.0, device="gpu")]
+    ours, focal, ghm = summarise(runs)
+    assert ours["time_ratio"] == 1.0 and ghm["time_ratio"] is None
+    assert focal["time_ratio"] == pytest.approx((1.0 / 0.5 + 1.0 / 1.0) / 2)
+    table = columns(runs)
+    assert table["focal"]["s/iteration"] == "x 1.50" and table["ghm"]["s/iteration"] == "-"
+
+
+def test_the_table_has_a_column_for_each_class_and_none_for_what_no_row_has():
+    first = record("ours", 0, 40.0, **{"bbox/AP-cat": 50.0, "bbox/AP-dog": None})
+    del first["peak_memory_mib"]
+    head, ((*cells,),) = summary_table(summarise([first]))
+    assert head == ["variant", "seeds", "AP", "difference (95 %)", "AP50", "AP cat", "s/iteration"]
+    assert cells == ["ours", "1", "40.0", "reference", "80.0", "50.0", "1 (0.5 s)"]
+
+
+def test_cells_of_several_seeds():
+    runs = [record("ours", s, 40.0 + s) for s in (0, 1, 2)]
+    runs += [record("focal", s, 38.0 + 2 * s) for s in (0, 1, 2)]
+    focal = columns(runs)["focal"]
+    assert focal["AP"] == "40.0 ± 2.0 (38.0 to 42.0)"
+    # Differences -2, -1, 0.
+    half = 4.302653 / 3**0.5
+    assert focal["difference (95 %)"] == f"-1.0 ({-1 - half:+.1f} to {-1 + half:+.1f})"
+    one = columns([runs[0], runs[3]])["focal"]
+    assert one["difference (95 %)"] == "-2.0 (one seed: no interval)"
+
+
+def test_records_of_before_have_names_too():
+    assert label({"config": "configs/demo/retinanet.py"}) == "retinanet"
+    assert label({"config": "a/b.py", "override": "model.guide=1.0"}) == "b:model.guide=1.0"
+    assert label({"variant": "focal", "config": "a.py"}) == "focal"
+    assert show([0.001, 0.001, 0.001]) == "0.001" and show([0.1, 0.2]) == "0.1, 0.2"
