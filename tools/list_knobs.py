@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""Lists what a config has to be tuned against class imbalance: the knobs that act, with values.
+
+    python tools/list_knobs.py --config-file configs/bccd/retinanet_R_18_FPN_focal.py
+
+The constants of the method and the test settings come in blocks of their own.
+"""
+
+import argparse
+import json
+
+from tabulate import tabulate
+
+from sampling_free.cli import load_config, one_line_errors
+from sampling_free.knobs import list_knobs
+
+TITLES = {
+    "knobs": "Imbalance knobs",
+    "constants": "Constants of the method and the detector",
+    "test_settings": "Test settings",
+}
+
+
+def block(title, rows):
+    """
+    Args:
+        title (str):
+        rows (list[Knob]):
+
+    Returns:
+        str: a title with its table, or one line.
+    """
+    if not rows:
+        return f"{title}: none."
+    # Numbers as they are written in a config.
+    rows = [(key, str(value), what) for key, value, what in rows]
+    return f"{title}: {len(rows)}.\n" + tabulate(
+        rows, ["key", "value", "what"], disable_numparse=True
+    )
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--variant", metavar="NAME", help="as of train_net.py")
+    parser.add_argument("--json", metavar="FILE", help="write the three lists there, too")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
+    args = parser.parse_args()
+
+    variant = {} if args.variant is None else {"variant": args.variant}
+    found = list_knobs(load_config(args.config_file, args.opts, **variant))
+    print("\n\n".join(block(title, getattr(found, name)) for name, title in TITLES.items()))
+    if args.json:
+        lists = {k: [x._asdict() for x in rows] for k, rows in found._asdict().items()}
+        with open(args.json, "w") as f:
+            json.dump(lists, f, indent=2)
+
+
+if __name__ == "__main__":
+    main()
