@@ -68,17 +68,22 @@ class Assignment:
         self.num_classes = getattr(head, "num_classes", 1)
 
     @torch.no_grad()
-    def labels(self, levels, instances):
+    def labels_and_boxes(self, levels, instances):
         """
         Args:
             levels (list[Boxes]): anchors of each level.
             instances (Instances): ground truth of one image.
 
         Returns:
-            Tensor: (R,) -1 ignored, 0..K-1 foreground of that class, K background.
+            tuple[Tensor, Tensor]: (R,) -1 ignored, 0..K-1 foreground of that class, K background;
+            and (R, 4), the box of each foreground anchor's object.
         """
-        labels, _ = self.head.label_anchors(levels, [instances.to(self.device)])
-        return labels[0]
+        labels, boxes = self.head.label_anchors(levels, [instances.to(self.device)])
+        return labels[0], getattr(boxes[0], "tensor", boxes[0])
+
+    def labels(self, levels, instances):
+        """The first of :meth:`labels_and_boxes`."""
+        return self.labels_and_boxes(levels, instances)[0]
 
     def settings(self):
         """What the labels depend on besides the annotations, as plain JSON values."""
@@ -122,10 +127,10 @@ class _RPNAssignment(Assignment):
         super().__init__(model, unsampled)
 
     @torch.no_grad()
-    def labels(self, levels, instances):
-        labels, _ = self.head.label_and_sample_anchors(levels, [instances.to(self.device)])
+    def labels_and_boxes(self, levels, instances):
+        labels, boxes = self.head.label_and_sample_anchors(levels, [instances.to(self.device)])
         # 1 is an object, 0 background there.
-        return torch.where(labels[0] < 0, labels[0], 1 - labels[0])
+        return torch.where(labels[0] < 0, labels[0], 1 - labels[0]), boxes[0]
 
     def matching(self):
         threshold = float(self.head.anchor_boundary_thresh)

@@ -39,6 +39,8 @@ class AnchorCounts:
         num_images (int): all images, the empty ones included.
         num_empty_images (int): images without an object after the checks of the data.
         num_passes (int): 1 if all views were enumerated, else how often random ones were drawn.
+        num_objects (float): objects of all images; a view may cut some away.
+        num_unreached (float): those of them that no anchor takes for its own.
     """
 
     valid: np.ndarray
@@ -48,6 +50,8 @@ class AnchorCounts:
     num_images: int
     num_empty_images: int
     num_passes: int
+    num_objects: float = 0.0
+    num_unreached: float = 0.0
 
     def __add__(self, other):
         """Counts of two parts of a data set."""
@@ -59,6 +63,8 @@ class AnchorCounts:
             self.num_images + other.num_images,
             self.num_empty_images + other.num_empty_images,
             self.num_passes,
+            self.num_objects + other.num_objects,
+            self.num_unreached + other.num_unreached,
         )
 
 
@@ -95,7 +101,7 @@ def count_anchors(model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0
     valid = np.zeros(len(strides))
     foreground = np.zeros(len(strides))
     per_class = np.zeros(num_classes)
-    num_empty = 0
+    num_empty, num_objects, num_unreached = 0, 0.0, 0.0
     anchors_of = _AnchorCache(assignment)
     images = tqdm(
         dataset_dicts, "counting anchors", unit="image", mininterval=1, disable=not progress
@@ -110,15 +116,26 @@ def count_anchors(model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0
             for view in views:
                 weight = view.weight / num_passes
                 levels = anchors_of(view.size)
-                labels = assignment.labels(levels, _instances(mapper, image, view))
+                instances = _instances(mapper, image, view)
+                labels, boxes = assignment.labels_and_boxes(levels, instances)
                 is_foreground = (labels >= 0) & (labels < num_classes)
+                num_objects += weight * len(instances)
+                num_unreached += weight * _num_unreached(instances, boxes[is_foreground])
                 sizes = [len(x) for x in levels]
                 valid += weight * _per_level(labels >= 0, sizes)
                 foreground += weight * _per_level(is_foreground, sizes)
                 classes = labels[is_foreground]
                 per_class += weight * classes.bincount(minlength=num_classes).cpu().numpy()
     return AnchorCounts(
-        valid, foreground, per_class, strides, len(dataset_dicts), num_empty, num_passes
+        valid,
+        foreground,
+        per_class,
+        strides,
+        len(dataset_dicts),
+        num_empty,
+        num_passes,
+        num_objects,
+        num_unreached,
     )
 
 
@@ -178,6 +195,13 @@ def _instances(mapper, image, view):
     record = {"annotations": [dict(a) for a in image.get("annotations", [])]}
     mapper._transform_annotations(record, view.transforms, view.size)
     return record["instances"]
+
+
+def _num_unreached(instances, boxes):
+    """Objects that are not among the ``boxes`` (N_f, 4) of the foreground anchors."""
+    objects = instances.gt_boxes.tensor.to(boxes)
+    reached = (objects.unsqueeze(1) == boxes.unique(dim=0)).all(dim=2).any(dim=1)
+    return len(objects) - int(reached.sum())
 
 
 def _per_level(mask, sizes):

@@ -18,6 +18,7 @@ from .prior import class_priors, optimal_prior, prior_to_bias, start_loss
 from .views import sampled_names
 
 FILE_NAME = "prior.json"
+NEWER = {"num_objects", "num_unreached"}  # absent in files of before
 
 
 @dataclass
@@ -30,6 +31,8 @@ class PriorEstimate:
         num_images, num_empty_images (int): images counted, and those without an object.
         per_level (list[dict]): stride (pixels), valid, foreground.
         per_class (dict[str, float]): foreground samples by class name.
+        num_objects, num_unreached (float): objects, and those without a foreground anchor; means
+            over views. 0 in a file of before they were counted.
         depends_on (dict): what the counts were made of; see :func:`dependencies`.
     """
 
@@ -41,6 +44,8 @@ class PriorEstimate:
     per_level: list = field(default_factory=list)
     per_class: dict = field(default_factory=dict)
     depends_on: dict = field(default_factory=dict)
+    num_objects: float = 0.0
+    num_unreached: float = 0.0
 
     @property
     def prior(self):
@@ -87,7 +92,9 @@ class PriorEstimate:
         ]
         return "\n".join(
             [
-                f"{self.num_images} images, {self.num_empty_images} of them without an object",
+                f"{self.num_images} images, {self.num_empty_images} of them without an object; "
+                f"{self.num_objects:.6g} objects, {self.num_unreached:.4g} of them reached by no "
+                "anchor",
                 tabulate(levels, ["level", "foreground", "valid (N)", "N / N_f"], floatfmt=".6g"),
                 "",
                 tabulate(classes, ["class", "foreground", "theta_j = N_j / N"], floatfmt=".4g"),
@@ -118,7 +125,8 @@ class PriorEstimate:
         try:
             with open(path) as f:
                 record = json.load(f)
-            estimate = cls(**{k: record[k] for k in cls.__dataclass_fields__})
+            fields = [k for k in cls.__dataclass_fields__ if k not in NEWER or k in record]
+            estimate = cls(**{k: record[k] for k in fields})
             estimate.table()  # raises for what is no count
             if not isinstance(estimate.depends_on, dict):
                 raise TypeError("depends_on is no dict")
@@ -177,6 +185,8 @@ def estimate_from_counts(counts, model, dataset_dicts, mapper, names=()):
         ],
         per_class=dict(zip(class_names, counts.foreground_per_class.tolist())),
         depends_on=dependencies(model, dataset_dicts, mapper, names),
+        num_objects=float(counts.num_objects),
+        num_unreached=float(counts.num_unreached),
     )
 
 

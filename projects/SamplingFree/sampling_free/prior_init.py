@@ -185,7 +185,7 @@ class PriorInit(HookBase):
         training = [m for m in model.modules() if m.training]
         model.eval()
         try:
-            logits = head.class_logits(model.backbone(_pixels(model, images)))
+            logits = head.class_logits(model.backbone(pixels(model, images)))
         finally:
             for module in training:
                 module.training = True
@@ -232,7 +232,7 @@ def _shown(prior, digits=3, function=float, kind="e"):
     return ", ".join(f"{function(x):.{digits}{kind}}" for x in several)
 
 
-def _pixels(model, images):
+def pixels(model, images):
     """(N, 3, H, W), normalised and padded, also for a ``ProposalNetwork``, which has no method."""
     if hasattr(model, "preprocess_image"):
         return model.preprocess_image(images).tensor

@@ -1,0 +1,128 @@
+"""From a config to its :class:`sampling_free.imbalance.Imbalance`: data, weights and one batch."""
+
+import logging
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.layers import FrozenBatchNorm2d
+
+from .checkpoint import NamingCheckpointer
+from .datasets import dataset_names, instantiate_with, load_dataset
+from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias
+from .errors import BadInput, require_number
+from .estimate import PriorEstimate, dependencies, estimate_prior
+from .gradient_probe import measure
+from .imbalance import Imbalance
+from .prior_init import pixels
+
+logger = logging.getLogger(__name__)
+
+MOST_IMAGES = 4  # of the batch: enough to see the sizes, and they fit
+MOST_BATCHES = 20  # to look for one with an object
+
+
+def check_imbalance(cfg, config_file="", max_images=200):
+    """
+    Args:
+        cfg (DictConfig): as ``load_config`` reads it.
+        config_file (str): for the report.
+        max_images (int): of the training set are counted, evenly spread.
+
+    Returns:
+        Imbalance
+
+    Raises:
+        BadInput: as the training would; and if no batch has an object.
+    """
+    require_number("--images", max_images, 1, float("inf"))
+    train = cfg.dataloader.train
+    dicts = load_dataset(train.dataset, cfg.model)
+    names = dataset_names(train.dataset)
+    mapper = instantiate(train.mapper)
+    if train.total_batch_size > MOST_IMAGES:
+        logger.info(f"The batch is cut to {MOST_IMAGES} of {train.total_batch_size} images.")
+        train.total_batch_size = MOST_IMAGES
+    model = instantiate(cfg.model).to(cfg.train.device).train()
+    inputs = _first_batch(cfg, dicts, mapper)
+    weights = _load_weights(model, cfg.train.init_checkpoint, inputs)
+    estimate = _estimate(cfg, model, dicts, mapper, names, max_images)
+    for head in model.modules():
+        if isinstance(head, PriorBias):
+            _set_prior(head, estimate, cfg.train.reset_prior)
+    return Imbalance(
+        config=config_file,
+        estimate=estimate,
+        num_images_of_set=len(dicts),
+        measurement=measure(model, inputs, with_parts=True),
+        num_images=len(inputs),
+        weights=weights,
+        is_yaml="cfg" in cfg,
+    )
+
+
+def _first_batch(cfg, dicts, mapper):
+    """The first batch with an object, as the training would see it."""
+    loader = instantiate_with(cfg.dataloader.train, dataset=dicts, mapper=mapper)
+    for batch, _ in zip(loader, range(MOST_BATCHES)):
+        if any(len(x["instances"]) for x in batch):
+            return batch
+    raise BadInput(
+        f"dataloader.train: not one object in the first {MOST_BATCHES} batches of "
+        f"{cfg.dataloader.train.total_batch_size} images; set filter_empty=True in its dataset"
+    )
+
+
+def _load_weights(model, path, inputs):
+    """Fills the model; returns in words with what."""
+    if not path:
+        return "random weights"
+    try:
+        NamingCheckpointer(model).load(path)
+    except BadInput:
+        if "://" not in path:
+            raise
+        _stand_in(model, inputs)
+        logger.warning(
+            f"{path} cannot be fetched: the backbone keeps random weights, and its frozen "
+            "normalisation is fitted to the batch; take the gradients at the features as rough."
+        )
+        return f"random weights in place of {path}"
+    return f"weights of {path}"
+
+
+@torch.no_grad()
+def _stand_in(model, inputs):
+    """Fits frozen normalisation to a batch: without pre-trained statistics features explode."""
+
+    def fit(layer, arguments):
+        variance, mean = torch.var_mean(arguments[0], dim=(0, 2, 3), unbiased=False)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+
+    layers = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    handles = [m.register_forward_pre_hook(fit) for m in layers]
+    try:
+        model.backbone(pixels(model, inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _estimate(cfg, model, dicts, mapper, names, max_images):
+    if cfg.train.prior_file:
+        return PriorEstimate.load(cfg.train.prior_file, dependencies(model, dicts, mapper, names))
+    chosen = np.linspace(0, len(dicts) - 1, min(max_images, len(dicts))).round().astype(int)
+    return estimate_prior(model, [dicts[i] for i in chosen], mapper, names)
+
+
+def _set_prior(head, estimate, reset_prior):
+    """As ``PriorInit`` would: a head that a checkpoint filled keeps its bias."""
+    if head.prior in TO_BE_MEASURED:
+        prior = estimate.class_priors if head.prior == PER_CLASS else estimate.prior
+    else:
+        prior = head.prior
+    if head.head_was_loaded and not reset_prior:
+        head.prior = prior
+    else:
+        head.set_prior(prior)

@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Looks at the imbalance of a config's training set before the training, and says what to expect.
+
+    python tools/check_imbalance.py --config-file configs/bccd/retinanet_R_18_FPN_focal.py
+    python tools/check_imbalance.py --config-file COCO-Detection/retinanet_R_50_FPN_1x.yaml \
+        --json imbalance.json SOLVER.IMS_PER_BATCH 2
+
+Any detector that this project knows, stock or sampling-free, LazyConfig or YAML. Counts what is
+foreground to this detector's anchors (on at most --images of the training set), passes one batch
+through the real model, measures the gradient of each loss, and draws it all. Nothing is trained.
+"""
+
+import argparse
+import json
+import os
+
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from sampling_free.cli import load_config, one_line_errors
+from sampling_free.engine import with_present_device
+from sampling_free.imbalance_plot import plot_imbalance
+from sampling_free.preflight import check_imbalance
+
+
+@one_line_errors
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--variant", metavar="NAME", help="turn the config first, see train_net.py --help"
+    )
+    parser.add_argument(
+        "--images", type=int, default=200, metavar="N", help="images to count at most (default 200)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
+    parser.add_argument("--picture", metavar="PNG", help="default: train.output_dir/imbalance.png")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
+    args = parser.parse_args()
+    setup_logger(name="sampling_free")
+
+    cfg = with_present_device(load_config(args.config_file, args.opts, variant=args.variant))
+    if cfg.train.seed >= 0:
+        seed_all_rng(cfg.train.seed)
+    found = check_imbalance(cfg, args.config_file, args.images)
+    print(found.text())
+    picture = args.picture or os.path.join(cfg.train.output_dir, "imbalance.png")
+    plot_imbalance(found, picture)
+    print(f"\nPicture: {picture}")
+    if args.json:
+        os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
+        with open(args.json, "w") as f:
+            json.dump(found.as_json(), f, indent=1)
+        print(f"Numbers: {args.json}")
+
+
+if __name__ == "__main__":
+    main()
