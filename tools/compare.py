@@ -1,180 +1,80 @@
 #!/usr/bin/env python
-"""Trains configs side by side, with seeds, and keeps the results.
+"""Trains variants or configs side by side, over seeds, and says which is better by how much.
 
-    python tools/compare.py --configs configs/bccd/retinanet_R_18_FPN*.py \
+    python tools/compare.py --config-file configs/bccd/retinanet_R_18_FPN.py \\
+        --variants sampling_free focal ohem "all_samples:model.prior=0.5" --seeds 0 1 2 \\
+        --jobs 2 --output results/variants.json --report output/compare/variants.html \\
+        train.max_iter=150
+
+    python tools/compare.py --configs configs/bccd/retinanet_R_18_FPN*.py \\
         --rates 0.02 0.04 0.08 --choose train val --final trainval test --output results/bccd.json
-    python tools/compare.py --configs configs/demo/retinanet.py --seeds 0 1 2 \
+    python tools/compare.py --configs configs/demo/retinanet.py --seeds 0 1 2 \\
         --output results/demo.json
-
-    python tools/compare.py --configs configs/bccd/retinanet_R_18_FPN.py \
+    python tools/compare.py --configs configs/bccd/retinanet_R_18_FPN.py \\
         --vary model.guide=iteration model.guide=gradient --output results/bccd_guides.json
 
-With --rates, each config's learning rate is chosen on the splits of --choose, and the final runs
-take it. All configs get the same data, schedule, seed and test settings. Every run is a call of
-train_net.py in a process of its own, and one record in the output; a second call does only what is
-missing. tools/render_tables.py puts the records into the documentation.
+What is compared is one config in several --variants, each with overrides of its own behind a
+colon, or several --configs as they are. The first is the reference. All runs get the same data
+order, schedule and seeds. All variants are tested at the score threshold of the sampling-free one;
+focal, sampled, ohem and ghm at their usual threshold too, in a row of its own. With --rates and
+--choose each learning rate is chosen on those splits, with the first seed; with --rates alone
+there is a row for each rate.
+
+Every run is a call of train_net.py in a process of its own, in a folder of its own, whose
+result.json is whole or absent. A second call does only what is missing, on another machine too if
+the folder is copied there. tools/render_tables.py puts --output into the documentation.
 """
 
 import argparse
-import itertools
-import json
-import os
-import platform
-import subprocess
+import re
+import signal
 import sys
+from pathlib import Path
 
-import torch
-import torchvision
-from detectron2 import __version__ as detectron2_version
-from tqdm import tqdm
+from tabulate import tabulate
 
 from sampling_free.cli import one_line_errors
+from sampling_free.comparison.plan import (
+    plan,
+    runs_of_configs,
+    runs_of_variants,
+    with_rates,
+    with_seeds,
+)
+from sampling_free.comparison.precision_recalls import Detections
+from sampling_free.comparison.process import Processes
+from sampling_free.comparison.run import Workshop
+from sampling_free.comparison.side_by_side import POLL, SideBySide
+from sampling_free.comparison.store import Output
+from sampling_free.comparison.summary import summarise
+from sampling_free.comparison.table import summary_table
 from sampling_free.errors import BadInput
+from sampling_free.variants import VARIANTS
 
-METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50")
-# Of these numbers of the training what was logged first, and after so many iterations.
-CURVES = ("guide/r", "num_pos_anchors")
-POINTS = (20, 40, 100, 200, 400)
+TRAIN_NET = str(Path(__file__).resolve().parents[1] / "train_net.py")
 
 
-def overrides(rate, seed, splits, output_dir, override):
-    """The overrides of train_net.py for one run."""
-    changes = [
-        f"train.seed={seed}",
-        "train.num_pictures=0",
-        f"train.output_dir={output_dir}",
-    ]
-    if override is not None:
-        changes.append(override)
-    if rate is not None:
-        changes.append(f"optimizer.lr={rate}")
-    for part, split in zip(("train", "test"), splits):
-        if split is not None:
-            node = f"dataloader.{part}.dataset.names"
-            changes += [f"{node}.split={split}", f"{node}.name=compare_{split}"]
-    return changes
-
-
-def run(config, rate, seed, splits, override, folder, threads):
-    """Trains and evaluates once.
-
+def parse_args(words):
+    """
     Args:
-        config (str): file.
-        rate (float or None): learning rate; None for the config's own.
-        seed (int):
-        splits (list): names of the training and test split; None for the config's own.
-        override (str or None): key=value, changed in the config.
-        folder (str): where the runs keep their files.
-        threads (int): CPU threads.
+        words (list[str]): the command line.
 
     Returns:
-        dict: what was run, on what, METRICS in percent, and CURVES.
+        argparse.Namespace: with ``overrides``.
+
+    Raises:
+        BadInput: what does not go together.
     """
-    name = os.path.splitext(os.path.basename(config))[0]
-    key = override and override.replace("=", "-")  # no = in a folder of an override
-    tags = [name, key, rate and f"lr{rate}", f"seed{seed}", *splits]
-    output_dir = os.path.join(folder, "_".join(str(t) for t in tags if t is not None))
-    command = [sys.executable, "train_net.py", "--config-file", config]
-    command += overrides(rate, seed, splits, output_dir, override)
-    os.makedirs(output_dir, exist_ok=True)
-    with open(os.path.join(output_dir, "output.txt"), "w") as out:
-        code = subprocess.call(
-            command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
-        )
-    if code not in (0, 2):  # 2 is for one clear line
-        raise BadInput(f"{config}: training failed with exit code {code}; see {out.name}")
-    record = {
-        "config": config,
-        "override": override,
-        "learning_rate": rate,
-        "seed": seed,
-        "train_split": splits[0],
-        "test_split": splits[1],
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()} CPU, {threads} thread(s)",
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "detectron2": detectron2_version,
-    }
-    if code == 2:  # a loss that is not finite is a result
-        with open(out.name) as f:
-            errors = [line.strip() for line in f if "error:" in line]
-            record["failed"] = errors[-1] if errors else f"see {out.name}"
-        if "not finite" not in record["failed"]:
-            raise BadInput(f"{config}: {record['failed']}")
-    else:
-        with open(os.path.join(output_dir, "metrics.json")) as f:
-            rows = [json.loads(line) for line in f]
-        last = [row for row in rows if "bbox/AP" in row][-1]
-        record.update({key: last[key] for key in METRICS if key in last})
-        record["curves"] = curves(rows)
-        record["counted_pos_anchors"] = counted_pos_anchors(output_dir)
-    return record
-
-
-def curves(rows):
-    """CURVES at POINTS and at the end, from the lines of a metrics.json.
-
-    A line has the median of the last 20 iterations.
-    """
-    logged = [row for row in rows if any(key in row for key in CURVES)]
-    chosen = [row for row in logged if row["iteration"] + 1 in POINTS or row is logged[-1]]
-    return [
-        {"iterations": row["iteration"] + 1, **{k: row[k] for k in CURVES if k in row}}
-        for row in chosen
-    ]
-
-
-def counted_pos_anchors(output_dir):
-    """Foreground anchors of an image as they were counted for the prior; None if they were not."""
-    path = os.path.join(output_dir, "prior.json")
-    if not os.path.exists(path):
-        return None
-    with open(path) as f:
-        estimate = json.load(f)
-    return estimate["num_foreground"] / estimate["num_images"]
-
-
-class Records:
-    """A list of records in a JSON file; the file is whole at any moment."""
-
-    def __init__(self, path):
-        self.path = path
-        self.rows = []
-        if os.path.exists(path):
-            with open(path) as f:
-                self.rows = json.load(f)
-
-    def find(self, **wanted):
-        return [r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())]
-
-    def best_rate(self, config, splits):
-        """The learning rate of best AP on these splits."""
-        tried = self.find(config=config, train_split=splits[0], test_split=splits[1])
-        return max(tried, key=lambda r: r.get("bbox/AP", -1))["learning_rate"]
-
-    def get(self, config, rate, seed, splits, override=None, **how):
-        """The record of a run, made now if it is not there yet; arguments as in :func:`run`."""
-        wanted = dict(config=config, override=override, learning_rate=rate, seed=seed)
-        wanted.update(train_split=splits[0], test_split=splits[1])
-        if not self.find(**wanted):
-            record = run(config, rate, seed, splits, override, **how)
-            self.rows.append(record)
-            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            with open(f"{self.path}.tmp", "w") as f:
-                json.dump(self.rows, f, indent=1)
-                f.write("\n")
-            os.replace(f"{self.path}.tmp", self.path)
-        return self.find(**wanted)[0]
-
-
-@one_line_errors
-def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s (--config-file FILE --variants NAME ... | --configs FILE ...) [options] "
+        "[key=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["variants:", *(f"  {n}: {what}" for n, what in VARIANTS.items())]),
     )
-    parser.add_argument("--configs", nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--config-file", metavar="FILE", help="for --variants")
+    parser.add_argument("--variants", nargs="+", metavar="NAME[:KEY=VALUE,...]")
+    parser.add_argument("--configs", nargs="+", metavar="FILE")
     parser.add_argument(
         "--vary", nargs="+", default=[None], metavar="KEY=VALUE", help="run each config with each"
     )
@@ -184,28 +84,140 @@ def main():
     parser.add_argument(
         "--final", nargs=2, default=[None, None], metavar=("TRAIN", "TEST"), help="splits"
     )
-    parser.add_argument("--output", required=True, metavar="JSON")
+    parser.add_argument("--output", metavar="JSON", help="all records and the summary")
     parser.add_argument("--folder", default="output/compare", help="of the runs")
+    parser.add_argument("--report", metavar="HTML", help="a page with curves and pictures")
+    parser.add_argument("--jobs", default=1, type=int, help="runs side by side")
     parser.add_argument("--threads", default=1, type=int, help="CPU threads of a run")
-    args = parser.parse_args()
+    words, overrides = without_overrides(words)
+    args = parser.parse_args(words)
+    args.overrides = overrides
+    _check(args)
+    return args
 
+
+def without_overrides(words):
+    """Parts the key=value words of a command line from the others, which argparse understands.
+
+    A word right behind an option is the option's; so is all behind --vary.
+
+    Args:
+        words (list[str]):
+
+    Returns:
+        tuple[list[str], list[str]]: the others, the overrides.
+    """
+    others, overrides, before, option = [], [], "", None
+    for word in words:
+        option = word if word.startswith("--") else option
+        is_value = before.startswith("--") or option == "--vary"
+        # A variant's own overrides stand behind a colon.
+        if not is_value and re.match(r"[\w.+~]+=", word):
+            overrides.append(word)
+        else:
+            others.append(word)
+        before = word
+    return others, overrides
+
+
+def _check(args):
+    if bool(args.config_file) != bool(args.variants) or bool(args.variants) == bool(args.configs):
+        raise BadInput(
+            "what is compared? give --config-file FILE with --variants NAME ..., or --configs FILE "
+            f"...; variants: {', '.join(VARIANTS)}"
+        )
+    if args.vary != [None] and args.variants:
+        raise BadInput("--vary is for --configs; write --variants NAME:KEY=VALUE")
     if args.vary != [None] and args.rates:
         raise BadInput("--vary and --rates: one at a time; each config's own rate is taken")
-    if bool(args.rates) != bool(args.choose):
+    if args.choose and not args.rates or args.rates and args.configs and not args.choose:
         raise BadInput("--rates and --choose go together: the splits on which a rate is chosen")
+    for option in ("jobs", "threads"):
+        if getattr(args, option) < 1:
+            raise BadInput(f"--{option} {getattr(args, option)}: give a whole number from 1 up")
 
-    records = Records(args.output)
-    how = {"folder": args.folder, "threads": args.threads}
-    grid = [(config, rate) for rate in args.rates or [] for config in args.configs]
-    for config, rate in tqdm(grid, desc="choosing learning rates", disable=not grid):
-        records.get(config, rate, args.seeds[0], args.choose, **how)
-    finals = list(itertools.product(args.configs, args.vary, args.seeds))
-    for config, override, seed in tqdm(finals, desc="final runs"):
-        rate = records.best_rate(config, args.choose) if grid else None
-        record = records.get(config, rate, seed, args.final, override, **how)
-        scores = ", ".join(f"{key} {record[key]:.1f}" for key in METRICS if key in record)
-        what = ", ".join(filter(None, [config, override, f"rate {rate}", f"seed {seed}"]))
-        tqdm.write(f"{what}: {scores or record['failed']}")
+
+def chosen_rates(runs, records):
+    """Each run with the learning rate of best AP.
+
+    Args:
+        runs (list[Run]): without a rate.
+        records (list[dict]): of the runs that tried rates.
+
+    Returns:
+        list[Run]
+
+    Raises:
+        BadInput: no rate of a run was evaluated.
+    """
+    chosen = []
+    for run in runs:
+        key = run.config, run.variant, run.override
+        tried = [r for r in records if (r["config"], r.get("variant"), r.get("override")) == key]
+        tried = [r for r in tried if r.get("bbox/AP") is not None]
+        if not tried:
+            raise BadInput(f"{run.title}: no learning rate led to an AP; give smaller --rates")
+        best = max(tried, key=lambda r: r["bbox/AP"])["learning_rate"]
+        chosen += with_rates([run], [best])
+    return chosen
+
+
+def compare(args, poll=POLL):
+    """Does what is missing, and writes and prints what follows.
+
+    Args:
+        args (argparse.Namespace): of :func:`parse_args`.
+        poll (float): seconds until a run is asked for again that another comparison is doing.
+
+    Returns:
+        list[str]: a line for each run that failed.
+    """
+    if args.variants:
+        runs = runs_of_variants(args.config_file, args.variants, args.overrides)
+    else:
+        runs = runs_of_configs(args.configs, args.vary, args.overrides)
+    choosing, rates = [], [None]
+    if args.choose:
+        tried = with_rates(runs, args.rates)
+        choosing = plan(with_seeds(tried, args.seeds[:1], args.choose, True), args.folder)
+    elif args.rates:
+        rates = args.rates
+    # Before the first run, though the rates may not be chosen yet: a mistake is known now.
+    finals = plan(with_seeds(with_rates(runs, rates), args.seeds, args.final), args.folder)
+
+    output = Output(args.output)
+    workshop = Workshop(TRAIN_NET, args.threads, args.jobs, Processes(), Detections())
+    work = SideBySide(workshop, output, poll)
+    tried = work.run(choosing, "choosing learning rates", lambda: output.write(work.done(choosing)))
+    if choosing:
+        runs = chosen_rates(runs, tried)
+        finals = plan(with_seeds(runs, args.seeds, args.final), args.folder)
+    records = work.run(finals, "final runs", lambda: output.write(tried + work.done(finals)))
+    rows = summarise(records)
+    output.write(tried + records, rows)
+
+    head, cells = summary_table(rows)
+    print(tabulate(cells, head, tablefmt="github", disable_numparse=True))
+    if len(args.seeds) == 1:
+        print("One seed each: nothing follows from one seed.")
+    if any(record.get("jobs", 1) > 1 for record in records):
+        print("Runs shared the machine with others: read seconds and memory with care.")
+    if args.report:
+        from sampling_free.comparison.report import write_report
+
+        write_report(args.report, records, args.folder)
+        print(f"Written to {args.report}")
+    return list(work.failures.values())
+
+
+@one_line_errors
+def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs too
+    failures = compare(parse_args(sys.argv[1:]))
+    if failures:
+        for line in failures:
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

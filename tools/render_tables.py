@@ -191,10 +191,43 @@ def paa_training(records):
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
+def comparison(rows):
+    """A row for each variant of a comparison, from the summary that tools/compare.py writes."""
+    from sampling_free.comparison.table import summary_table  # Detectron2 takes seconds to import
+
+    head, cells = summary_table(rows)
+    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
+
+
 TABLES = {
     f.__name__: f
-    for f in (final, rates, demo, quick, published, guides, guide_cost, paa_prior, paa_training)
+    for f in (
+        final,
+        rates,
+        demo,
+        quick,
+        published,
+        guides,
+        guide_cost,
+        paa_prior,
+        paa_training,
+        comparison,
+    )
 }
+
+
+def read(path, key):
+    """The list in a file of results.
+
+    Args:
+        path (str): JSON, a list of records or what tools/compare.py writes.
+        key (str): "runs" or "summary" of the latter.
+    """
+    with open(path) as f:
+        content = json.load(f)
+    if key == "summary" and not isinstance(content, dict):
+        sys.exit(f"{path}: has no summary; run tools/compare.py with --output anew")
+    return content[key] if isinstance(content, dict) else content
 
 
 def render(text):
@@ -202,10 +235,8 @@ def render(text):
 
     def table(match):
         begin, name, paths, end = match.groups()
-        records = []
-        for path in paths.split("+"):
-            with open(path) as f:
-                records += json.load(f)
+        key = "summary" if name == comparison.__name__ else "runs"
+        records = [record for path in paths.split("+") for record in read(path, key)]
         return f"{begin}{TABLES[name](records)}\n{end}"
 
     return MARKER.sub(table, text)

@@ -135,9 +135,7 @@ def load_trained(model, path, save_dir=""):
 def _parameters(keys):
     """The keys without those that come and go with versions, or that only training needs."""
     ignored = ("num_batches_tracked", "pixel_mean", "pixel_std")
-    return [
-        k for k in keys if not k.endswith(ignored) and not {"guide", "ghm"} & set(k.split("."))
-    ]
+    return [k for k in keys if not k.endswith(ignored) and not {"guide", "ghm"} & set(k.split("."))]
 
 
 def _first_line(error):

@@ -1,6 +1,7 @@
 """Detectron2's DefaultTrainer driven by a LazyConfig: ``LazyTrainer``."""
 
 import inspect
+import json
 import logging
 import os
 import weakref
@@ -17,6 +18,7 @@ from detectron2.evaluation import (
     print_csv_format,
     verify_results,
 )
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -26,12 +28,14 @@ from . import best_threshold
 from .checkpoint import NamingCheckpointer, load_trained
 from .datasets import dataset_names, instantiate_with, load_dataset, target_of, test_loader
 from .errors import BadInput
-from .hooks import FinalPictures, StatefulBestCheckpointer
+from .hooks import FinalPictures, PeakMemory, StatefulBestCheckpointer
+from .monitor import ImbalanceMonitor
 from .prior_init import PriorInit
 from .step import PrecisionTrainer
 
 logger = logging.getLogger(__name__)
 
+EVALUATION = "evaluation.json"  # of --eval-only: the results as in metrics.json
 SMOOTHED = 20  # iterations: Detectron2's writers take the median of so many
 
 
@@ -148,8 +152,12 @@ class LazyTrainer(DefaultTrainer):
         )
         return [
             hooks.IterationTimer(),
+            PeakMemory() if torch.device(train.device).type == "cuda" else None,
             hooks.LRScheduler(scheduler=scheduler),
             self.prior_init,
+            ImbalanceMonitor(train.monitor_period, train.output_dir)
+            if train.monitor_period
+            else None,
             hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if main else None,
             hooks.EvalHook(train.eval_period, evaluate),
             best if best and main else None,
@@ -272,7 +280,7 @@ def evaluate_only(cfg, resume=False):
         resume (bool): take the last checkpoint of ``train.output_dir`` instead.
 
     Returns:
-        dict: as :meth:`LazyTrainer.test`.
+        dict: as :meth:`LazyTrainer.test`; written to ``EVALUATION`` in ``train.output_dir`` too.
     """
     cfg = with_present_device(cfg)
     model = LazyTrainer.build_model(cfg)
@@ -287,5 +295,9 @@ def evaluate_only(cfg, resume=False):
         )
     load_trained(model, path)
     results = LazyTrainer.test(cfg, model)
+    if comm.is_main_process():
+        PathManager.mkdirs(cfg.train.output_dir)
+        with PathManager.open(os.path.join(cfg.train.output_dir, EVALUATION), "w") as f:
+            json.dump(flatten_results_dict(results), f, indent=1, default=str)
     check_expected(cfg, results)
     return results

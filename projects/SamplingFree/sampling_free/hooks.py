@@ -1,9 +1,10 @@
-"""Two hooks that Detectron2 lacks."""
+"""Hooks that Detectron2 lacks."""
 
 import logging
 import math
 import os
 
+import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
@@ -33,6 +34,15 @@ class StatefulBestCheckpointer(BestCheckpointer):
 
     def load_state_dict(self, state):
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+
+class PeakMemory(HookBase):
+    """On a GPU: the most memory that tensors took so far, as `max_mem_mb` (MiB) in metrics.json."""
+
+    def after_step(self):
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            self.trainer.storage.put_scalar("max_mem_mb", peak, smoothing_hint=False)
 
 
 class FinalPictures(HookBase):

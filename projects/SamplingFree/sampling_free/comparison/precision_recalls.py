@@ -1,0 +1,89 @@
+"""Precision-recall curves of a run's detections, at the 101 recalls of COCO's AP."""
+
+import contextlib
+import io
+import os
+
+import numpy as np
+from detectron2.evaluation import COCOEvaluator
+
+from ..best_threshold import precision_recall
+from ..datasets import load_dataset
+from ..engine import LazyTrainer
+from ..matches import all_classes, matches_from_evaluator
+
+RECALLS = np.linspace(0, 1, 101)
+DIGITS = 4
+
+
+def interpolated(matches):
+    """The best precision at this recall or a larger one, as in COCO's AP; 0 where none reaches it.
+
+    Args:
+        matches (Matches): of a class, or of all.
+
+    Returns:
+        dict[str, list[float]] or None: `recall` and `precision`, 101 each; None without objects.
+    """
+    if matches.num_ground_truth == 0:
+        return None
+    curve = precision_recall(*matches)
+    # Recall never falls along the curve; the best precision from each point on.
+    best = np.maximum.accumulate(curve["precision"][::-1])[::-1]
+    found = np.searchsorted(curve["recall"], RECALLS, side="left")
+    precision = np.append(best, 0.0)[found]
+    return {"recall": RECALLS.round(2).tolist(), "precision": precision.round(DIGITS).tolist()}
+
+
+def curves_of_classes(by_class):
+    """
+    Args:
+        by_class (dict[str, Matches]):
+
+    Returns:
+        dict[str, dict]: of :func:`interpolated`, for "all" and for each class that has objects.
+    """
+    curves = {"all": interpolated(all_classes(by_class))}
+    curves.update({name: interpolated(matches) for name, matches in by_class.items()})
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+class Detections:
+    """Reads what the runs have detected; the ground truth of a test set is read once.
+
+    Not for several threads: pycocotools is silenced by exchanging sys.stdout.
+    """
+
+    def __init__(self):
+        self._evaluators = {}
+
+    def precision_recall(self, cfg, folder):
+        """
+        Args:
+            cfg (DictConfig): of the run.
+            folder (str): of the run; inference/coco_instances_results.json is its detections.
+
+        Returns:
+            dict[str, dict] or None: of :func:`curves_of_classes`; None where the run has kept no
+            detections or its evaluator is not Detectron2's COCOEvaluator.
+        """
+        path = os.path.join(folder, "inference", "coco_instances_results.json")
+        if not os.path.exists(path) or "evaluator" not in cfg.dataloader:
+            return None
+        key = str(cfg.dataloader.test.dataset)
+        with contextlib.redirect_stdout(io.StringIO()):
+            if key not in self._evaluators:
+                self._evaluators[key] = self._evaluator(cfg)
+            evaluator = self._evaluators[key]
+            if evaluator is None:
+                return None
+            return curves_of_classes(matches_from_evaluator(evaluator, detections_file=path))
+
+    @staticmethod
+    def _evaluator(cfg):
+        load_dataset(cfg.dataloader.test.dataset, cfg.model, is_train=False)
+        built = LazyTrainer.build_evaluator(cfg)
+        for one in built if isinstance(built, list) else [built]:
+            if isinstance(one, COCOEvaluator) and "annotations" in one._coco_api.dataset:
+                return one
+        return None

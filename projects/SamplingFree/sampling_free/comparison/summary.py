@@ -1,0 +1,208 @@
+"""The summary of a comparison, from its records; nothing is read or written.
+
+    summarise(runs, confidence=0.95) -> list[dict]    # a row for each variant, see there
+    label(run) -> str                                 # what a run's variant is called
+    table.summary_table(rows) -> (head, cells)        # the same as strings, for every table
+
+A row's difference to the reference, the first variant, is taken seed by seed: both runs of a pair
+have the same seed, data order and test settings.
+"""
+
+import math
+import os
+import statistics
+
+from ..errors import BadInput
+
+TASKS = ("bbox/", "segm/")
+# What makes runs of several seeds one row.
+GROUP = ("config", "variant", "override", "learning_rate", "train_split", "test_split")
+
+
+def label(run):
+    """What the variant of a run is called: "focal", "all_samples:model.prior=0.5", "retinanet".
+
+    Args:
+        run (dict): a record; without a variant its config file gives the name.
+
+    Returns:
+        str
+    """
+    name = run.get("variant") or os.path.splitext(os.path.basename(run.get("config") or "run"))[0]
+    return f"{name}:{run['override']}" if run.get("override") else name
+
+
+def summarise(runs, confidence=0.95):
+    """A row for each variant (and learning rate), and one for it at its default threshold.
+
+    Args:
+        runs (list[dict]): records in the order of the plan; the first one's variant is the
+            reference, of other rates the first one's at the same rate where there is one.
+            Those with "choosing", which only chose a learning rate, are left out.
+        confidence (float): of the intervals, in (0, 1).
+
+    Returns:
+        list[dict]: with the keys
+
+        * `name`: :func:`label`, with the rate where there are several; and the keys of `GROUP`.
+        * `at_default_threshold` (bool), `test_score_thresh` (number, or a list for several heads).
+        * `seeds` (list[int]): all; `diverged` (list[int]): those whose loss was not finite.
+        * `metrics`: for each of "bbox/AP", "bbox/AP50", "bbox/AP-<class>", "segm/AP", ... in
+          percent: `mean`, `std` (of the sample; None with one seed), `min`, `max`, `seeds`,
+          `values`.
+        * `is_reference` (bool), `differences`: None for the reference; else for each metric the
+          difference to it: `mean`, `low` and `high` (Student's t; None with one pair), `seeds`,
+          `values`. A metric without a pair is missing.
+        * `seconds_per_iteration`, `time_ratio` (to the reference, pairs of the same device and
+          number of runs side by side; 1 for the reference), `peak_memory_mib`: means and, of the
+          memory, the most; None where unknown.
+
+    Raises:
+        BadInput: there are pairs, and SciPy is missing.
+    """
+    groups = {}
+    for run in runs:
+        if not run.get("choosing"):
+            groups.setdefault(_group(run), []).append(run)
+    names = [label(group[0]) for group in groups.values()]
+    rows = []
+    for (key, group), name in zip(groups.items(), names):
+        reference = _reference(key, groups)
+        if names.count(name) > 1 and group[0].get("learning_rate") is not None:
+            name += f", rate {group[0]['learning_rate']:g}"
+        rows.append(_row(name, group, reference, confidence))
+        defaults = [_at_default_threshold(r) for r in group if r.get("at_default_threshold")]
+        if defaults:
+            thresh = defaults[0].get("test_score_thresh")
+            rows.append(_row(f"{name}, threshold {show(thresh)}", defaults, reference, confidence))
+    return rows
+
+
+def show(thresh):
+    """A test score threshold as text; those of several heads once if they are the same."""
+    values = list(dict.fromkeys(thresh)) if isinstance(thresh, (list, tuple)) else [thresh]
+    return ", ".join(f"{x:g}" if isinstance(x, (int, float)) else str(x) for x in values)
+
+
+def spread(values):
+    """Mean, standard deviation of the sample, smallest and largest.
+
+    Args:
+        values (list[float]): not empty.
+
+    Returns:
+        dict: `std` is None for one value.
+    """
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def paired_difference(values, reference, confidence=0.95):
+    """The mean of the differences of pairs, with its confidence interval by Student's t.
+
+    Args:
+        values, reference (list[float]): of the same seeds in the same order; not empty.
+        confidence (float): in (0, 1).
+
+    Returns:
+        dict: `mean`, `low`, `high`, `values` (the differences). One pair has no interval: None.
+
+    Raises:
+        BadInput: SciPy is missing.
+    """
+    differences = [a - b for a, b in zip(values, reference)]
+    mean, low, high = statistics.fmean(differences), None, None
+    if len(differences) > 1:
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        half = _student_t((1 + confidence) / 2, len(differences) - 1) * error
+        low, high = mean - half, mean + half
+    return {"mean": mean, "low": low, "high": high, "values": differences}
+
+
+def _student_t(quantile, freedom):
+    try:
+        from scipy import stats
+    except ImportError:
+        raise BadInput(
+            "a confidence interval over several seeds needs SciPy: pip install scipy"
+        ) from None
+    return float(stats.t.ppf(quantile, freedom))
+
+
+def _group(run):
+    return tuple(run.get(key) for key in GROUP)
+
+
+def _reference(key, groups):
+    """The runs of the first variant, at this rate if it has run at it."""
+    first = next(iter(groups))
+    rate, splits = key[GROUP.index("learning_rate")], key[-2:]
+    same_rate = (*first[:3], rate, *splits)
+    return groups.get(same_rate, groups[first])
+
+
+def _at_default_threshold(run):
+    """A record as if its evaluation had been the one at the default threshold."""
+    shared = {key: value for key, value in run.items() if not key.startswith(TASKS)}
+    return {**shared, **run["at_default_threshold"], "is_default": True}
+
+
+def _row(name, group, reference, confidence):
+    first = group[0]
+    is_default = bool(first.get("is_default"))
+    is_reference = group is reference
+    metrics = {key: _values(group, key) for key in _metrics(group)}
+    differences = {}
+    for key, of_seed in metrics.items():
+        of_reference = _values(reference, key)
+        seeds = [seed for seed in of_seed if seed in of_reference]
+        if seeds:
+            pairs = [of_seed[s] for s in seeds], [of_reference[s] for s in seeds]
+            differences[key] = {**paired_difference(*pairs, confidence), "seeds": seeds}
+    seconds = list(_values(group, "seconds_per_iteration").values())
+    memory = list(_values(group, "peak_memory_mib").values())
+    return {
+        "name": name,
+        **dict(zip(GROUP, _group(first))),
+        "at_default_threshold": is_default,
+        "test_score_thresh": first.get("test_score_thresh"),
+        "seeds": [run["seed"] for run in group],
+        "diverged": [run["seed"] for run in group if run.get("failed")],
+        "metrics": {
+            key: {**spread(list(x.values())), "seeds": list(x), "values": list(x.values())}
+            for key, x in metrics.items()
+        },
+        "is_reference": is_reference,
+        "differences": None if is_reference else differences,
+        "seconds_per_iteration": statistics.fmean(seconds) if seconds else None,
+        "time_ratio": _time_ratio(group, reference),
+        "peak_memory_mib": max(memory) if memory else None,
+    }
+
+
+def _metrics(group):
+    """The metrics of these records: first the means of a task, then its classes."""
+    keys = list(dict.fromkeys(k for run in group for k in run if k.startswith(TASKS)))
+    keys = [key for key in keys if _values(group, key)]
+    return sorted(keys, key=lambda key: (TASKS.index(key[:5]), "-" in key))
+
+
+def _values(runs, key):
+    """Of each seed that has this number, the number; in the order of the records."""
+    numbers = {run["seed"]: run.get(key) for run in runs}
+    return {s: x for s, x in numbers.items() if isinstance(x, (int, float)) and math.isfinite(x)}
+
+
+def _time_ratio(group, reference):
+    seconds = {run["seed"]: run for run in reference if run.get("seconds_per_iteration")}
+    ratios = []
+    for run in group:
+        other = seconds.get(run["seed"])
+        alike = other and all(run.get(k) == other.get(k) for k in ("device", "jobs"))
+        if alike and run.get("seconds_per_iteration"):
+            ratios.append(run["seconds_per_iteration"] / other["seconds_per_iteration"])
+    return statistics.fmean(ratios) if ratios else None

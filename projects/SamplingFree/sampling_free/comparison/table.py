@@ -1,0 +1,105 @@
+"""The rows of a summary as text, for the terminal, the documentation and the page alike."""
+
+MAIN = {"bbox/AP": "AP", "bbox/AP50": "AP50"}
+MASKS = {"segm/AP": "mask AP", "segm/AP50": "mask AP50"}
+
+
+def summary_table(rows):
+    """A line for each row of :func:`~.summary.summarise`.
+
+    AP, its difference to the first variant and AP50 with what they spread over the seeds; the mean
+    AP of each class; seconds per iteration as a ratio to the first variant; the most memory.
+    What no row has is no column.
+
+    Args:
+        rows (list[dict]):
+
+    Returns:
+        tuple[list[str], list[list[str]]]: the head, and the cells of each row.
+    """
+    present = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
+    columns = {"variant": _name}
+    if len({row["learning_rate"] for row in rows}) > 1:
+        columns["rate"] = lambda row: _number(row["learning_rate"], "g", "the config's")
+    columns["seeds"] = seeds_cell
+    for key, title in {**MAIN, **MASKS}.items():
+        if key in present:
+            columns[title] = _cell_of(metric_cell, key)
+            if key == "bbox/AP":
+                columns["difference (95 %)"] = _cell_of(difference_cell, key)
+    for key in present:
+        task, dash, name = key.partition("/AP-")
+        if dash:
+            prefix = "" if task == "bbox" else "mask "
+            columns[f"{prefix}AP {name}"] = _cell_of(mean_cell, key)
+    if any(row["time_ratio"] for row in rows):
+        columns["s/iteration"] = time_cell
+    if any(row["peak_memory_mib"] for row in rows):
+        columns["memory"] = memory_cell
+    return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
+
+
+def seeds_cell(row):
+    """How many seeds, and how many of them diverged."""
+    total, diverged = len(row["seeds"]), len(row["diverged"])
+    return f"{total}, diverged ({diverged} of {total})" if diverged else str(total)
+
+
+def metric_cell(row, key):
+    """Mean and standard deviation, smallest and largest: "45.3 ± 0.6 (44.7 to 45.9)"."""
+    metric = row["metrics"].get(key)
+    if metric is None:
+        return "diverged" if row["diverged"] else "-"
+    if metric["std"] is None:
+        return f"{metric['mean']:.1f}"
+    return (
+        f"{metric['mean']:.1f} ± {metric['std']:.1f} ({metric['min']:.1f} to {metric['max']:.1f})"
+    )
+
+
+def mean_cell(row, key):
+    metric = row["metrics"].get(key)
+    return f"{metric['mean']:.1f}" if metric else "-"
+
+
+def difference_cell(row, key):
+    """The difference to the first variant with its interval; of one pair it says so."""
+    if row["is_reference"]:
+        return "reference"
+    difference = row["differences"].get(key)
+    if difference is None:
+        return "-"
+    mean = _signed(difference["mean"])
+    if difference["low"] is None:
+        return f"{mean} (one seed: no interval)"
+    return f"{mean} ({_signed(difference['low'])} to {_signed(difference['high'])})"
+
+
+def time_cell(row):
+    """Seconds per iteration over those of the first variant, and for that one the seconds."""
+    ratio, seconds = row["time_ratio"], row["seconds_per_iteration"]
+    if row["at_default_threshold"] or ratio is None:
+        return "-"
+    return f"1 ({seconds:.3g} s)" if row["is_reference"] else f"x {ratio:.2f}"
+
+
+def memory_cell(row):
+    if row["at_default_threshold"]:
+        return "-"
+    return _number(row["peak_memory_mib"], ".0f", "-", " MiB")
+
+
+def _signed(value):
+    return f"{round(value, 1) + 0.0:+.1f}"  # + 0.0: no negative zero
+
+
+def _name(row):
+    return row["name"]
+
+
+def _cell_of(cell, key):
+    return lambda row: cell(row, key)
+
+
+def _number(value, form, absent, unit=""):
+    return absent if value is None else f"{value:{form}}{unit}"
