@@ -87,12 +87,12 @@ def made_up_course(rng, pull, guided):
     for place, size in (("outputs", 1.0), ("features", 0.02)):
         parts = {"foreground": 0.8 * size * np.exp(-t) * noise()}
         parts["background"] = pull * size * np.exp(-3 * t) * noise()
-        key = f"monitor/{place}/loss_cls"
+        key = f"monitor/{place}/cls"
         course[key] = sum(parts.values())
         course.update({f"{key}/{name}": values for name, values in parts.items()})
-        course[f"monitor/{place}/loss_box_reg"] = size * np.exp(-0.7 * t) * noise()
-    ratio = course["monitor/outputs/loss_cls"] / course["monitor/outputs/loss_box_reg"]
-    course["monitor/ratio/loss_cls"] = ratio
+        course[f"monitor/{place}/box_reg"] = size * np.exp(-0.7 * t) * noise()
+    ratio = course["monitor/outputs/cls"] / course["monitor/outputs/box_reg"]
+    course["monitor/ratio/cls"] = ratio
     rows = {key: [float(f"{v:.5g}") for v in values] for key, values in course.items()}
     for key in rows:
         if key.startswith("monitor"):

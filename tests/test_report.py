@@ -96,7 +96,7 @@ def whole(tmp_path_factory):
 def small(variant="focal", seed=0, **changes):
     """A record with few curves, for a page that is written fast."""
     run = made_up_run(variant, seed)
-    keep = ("iteration", "total_loss", "monitor/outputs/loss_cls")
+    keep = ("iteration", "total_loss", "monitor/outputs/cls")
     run["course"] = {key: run["course"][key] for key in keep}
     run["precision_recall"] = {"all": run["precision_recall"]["all"]}
     run.update(changes)
@@ -229,7 +229,7 @@ def test_names_are_escaped_and_are_no_formula(tmp_path):
     run["precision_recall"] = {"all": run["precision_recall"]["all"], bad: {}}
     run["precision_recall"][bad] = run["precision_recall"]["all"]
     run["course"][f"loss_{bad}"] = run["course"]["total_loss"]
-    run["course"][f"monitor/outputs/loss_cls_{bad}"] = run["course"]["total_loss"]
+    run["course"][f"monitor/outputs/cls_{bad}"] = run["course"]["total_loss"]
     run[f"bbox/AP-{bad}"] = 3.0
     page = write(tmp_path, [run])
     assert bad in page.cells and f"AP {bad}" in page.cells
@@ -284,15 +284,15 @@ def test_of_many_classes_those_are_drawn_that_differ_most(tmp_path):
 
 def test_the_heads_of_an_rcnn_have_figures_of_their_own(tmp_path):
     run = small(score_histograms=None, precision_recall=None)
-    terms = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls_stage0", "loss_box_reg_stage0", "loss_mask")
+    terms = ("rpn_cls", "rpn_loc", "cls_stage0", "box_reg_stage0", "mask")
     values = [1.0] * len(run["course"]["iteration"])
     run["course"] = {"iteration": run["course"]["iteration"]}
     run["course"].update({f"monitor/features/{term}": values for term in terms})
     page = write(tmp_path, [run])
     for heading in (
-        "RPN: loss_rpn_cls, loss_rpn_loc",
-        "Stage 0: loss_cls_stage0, loss_box_reg_stage0",
-        "Head: loss_mask",
+        "RPN: rpn_cls, rpn_loc",
+        "Stage 0: cls_stage0, box_reg_stage0",
+        "Head: mask",
     ):
         assert heading in page.text
     assert len(page.images["Gradients at the features"]) == 3

@@ -16,7 +16,7 @@ import sys
 
 from tabulate import tabulate
 
-DOCUMENTS = ["README.md", "MODEL_ZOO.md", "docs/guides.md"]
+DOCUMENTS = ["README.md", "MODEL_ZOO.md", "docs/guides.md", "docs/imbalance.md"]
 MARKER = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DETECTORS = {
     "retinanet": "RetinaNet",
@@ -166,6 +166,24 @@ def guide_cost(records):
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
+def monitor_cost(records):
+    """A row for each detector: what a measurement costs in iterations."""
+    rows = [
+        [
+            variant(r["config"]),
+            detector(r["config"]),
+            f"{r['images']} x {r['size'][0]} x {r['size'][1]} px",
+            r["device"],
+            f"{r['iterations_median']:.2f} ({min(r['iterations']):.2f} "
+            f"to {max(r['iterations']):.2f})",
+            f"{r['percent']:.1f} %",
+        ]
+        for r in records
+    ]
+    head = ["variant", "detector", "batch", "device", "iterations", "at period 50"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
 def paa_prior(records):
     """A row for each data set: foreground anchors of an image by each rule."""
     keys = ("paa", "atss", "best_of_levels", "iou")
@@ -209,6 +227,7 @@ TABLES = {
         published,
         guides,
         guide_cost,
+        monitor_cost,
         paa_prior,
         paa_training,
         comparison,

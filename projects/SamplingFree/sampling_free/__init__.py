@@ -23,6 +23,7 @@ from .engine import LazyTrainer
 from .errors import BadInput
 from .guided_loss import guide_ratio, guided_losses
 from .guides import make_guide
+from .monitor import ImbalanceMonitor
 from .prior import optimal_prior, prior_to_bias, start_loss
 from .prior_init import PriorInit
 from .variants import VARIANTS, as_variant
@@ -36,6 +37,7 @@ __all__ = [
     "GHMC",
     "GHMRPN",
     "GHMRetinaNet",
+    "ImbalanceMonitor",
     "LazyTrainer",
     "OHEMRPN",
     "OHEMRetinaNet",

@@ -26,7 +26,8 @@ class ImbalanceMonitor(HookBase):
     trainer and with its own detectors. Of several processes each measures its share of the batch,
     the main one writes.
 
-    The event storage gets, for each classification loss term NAME and localisation term LOC,
+    The event storage gets, for each classification loss term "loss_NAME" and localisation term
+    "loss_LOC" (without "loss_", as Detectron2 prints what is called a loss on its console line),
 
     * monitor/outputs/NAME, .../foreground, .../background, monitor/outputs/LOC: L1 norm of the
       term's gradient at the head's outputs; monitor/ratio/NAME: the former over the latter;
@@ -114,4 +115,8 @@ def scalars(measurement):
         numbers[f"ratio/{cls}"] = head.gradient_ratio
         numbers[f"saturated/{cls}"] = head.saturated
         numbers[f"r/{cls}"] = head.ratio
-    return {f"{PREFIX}/{name}": x for name, x in numbers.items() if x is not None}
+    return {
+        f"{PREFIX}/{name.replace('loss_', '', 1)}": x
+        for name, x in numbers.items()
+        if x is not None
+    }

@@ -56,6 +56,8 @@ def summarise(runs, confidence=0.95):
         * `seconds_per_iteration`, `time_ratio` (to the reference, pairs of the same device and
           number of runs side by side; 1 for the reference), `peak_memory_mib`: means and, of the
           memory, the most; None where unknown.
+        * `start_gradient_ratio`: classification over localisation gradient at the outputs before
+          the first step, of the head where it is largest; mean, None where it was not measured.
 
     Raises:
         BadInput: there are pairs, and SciPy is missing.
@@ -165,6 +167,7 @@ def _row(name, group, reference, confidence):
             differences[key] = {**paired_difference(*pairs, confidence), "seeds": seeds}
     seconds = list(_values(group, "seconds_per_iteration").values())
     memory = list(_values(group, "peak_memory_mib").values())
+    ratios = [x for x in map(_start_gradient_ratio, group) if x is not None]
     return {
         "name": name,
         **dict(zip(GROUP, _group(first))),
@@ -181,7 +184,14 @@ def _row(name, group, reference, confidence):
         "seconds_per_iteration": statistics.fmean(seconds) if seconds else None,
         "time_ratio": _time_ratio(group, reference),
         "peak_memory_mib": max(memory) if memory else None,
+        "start_gradient_ratio": statistics.fmean(ratios) if ratios else None,
     }
+
+
+def _start_gradient_ratio(run):
+    course = run.get("course") or {}
+    ratios = [x[0] for key, x in course.items() if key.startswith("monitor/ratio/")]
+    return max((x for x in ratios if x is not None), default=None)
 
 
 def _metrics(group):

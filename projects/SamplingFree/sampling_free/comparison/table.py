@@ -8,7 +8,8 @@ def summary_table(rows):
     """A line for each row of :func:`~.summary.summarise`.
 
     AP, its difference to the first variant and AP50 with what they spread over the seeds; the mean
-    AP of each class; seconds per iteration as a ratio to the first variant; the most memory.
+    AP of each class; the classification gradient over that of localisation before the first step,
+    at the heads' outputs; seconds per iteration as a ratio to the first variant; the most memory.
     What no row has is no column.
 
     Args:
@@ -32,6 +33,8 @@ def summary_table(rows):
         if dash:
             prefix = "" if task == "bbox" else "mask "
             columns[f"{prefix}AP {name}"] = _cell_of(mean_cell, key)
+    if any(row.get("start_gradient_ratio") for row in rows):
+        columns["gradient ratio at start"] = start_cell
     if any(row["time_ratio"] for row in rows):
         columns["s/iteration"] = time_cell
     if any(row["peak_memory_mib"] for row in rows):
@@ -81,6 +84,13 @@ def time_cell(row):
     if row["at_default_threshold"] or ratio is None:
         return "-"
     return f"1 ({seconds:.3g} s)" if row["is_reference"] else f"x {ratio:.2f}"
+
+
+def start_cell(row):
+    """Classification over localisation gradient before the first step."""
+    if row["at_default_threshold"]:
+        return "-"
+    return _number(row["start_gradient_ratio"], ".3g", "-")
 
 
 def memory_cell(row):
