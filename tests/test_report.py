@@ -153,7 +153,7 @@ def test_every_image_decodes_and_has_a_caption(whole):
         "Losses": [*losses, "guide/loss_cls_raw: before the scaling by r", "guide/r"],
         "Gradients at the outputs": monitored,
         "Gradients at the features": monitored,
-        "Classification gradient over localisation gradient": ["loss_cls"],
+        "Classification gradient over localisation gradient": ["cls"],
         "Scores of foreground and background": monitored,
         "Precision and recall": ["all classes together", *CLASSES],
         "Example pictures": [f"{v}, seed 0" for v in VARIANTS],

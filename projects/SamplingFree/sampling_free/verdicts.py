@@ -25,7 +25,8 @@ def explosion(head):
     Returns:
         str: one sentence if gradients are not finite or far too large, else "".
     """
-    wrong = [k for k, x in {**head.outputs, **head.features}.items() if not math.isfinite(x)]
+    norms = [*head.outputs.items(), *head.features.items()]
+    wrong = dict.fromkeys(k for k, x in norms if not math.isfinite(x))
     if wrong:
         return f"the gradient of {', '.join(wrong)} is not finite; the learning rate is too large"
     loc = sum(head.outputs[name] for name in head.loc_names)
