@@ -127,29 +127,46 @@ def measure(config, override, args):
         "percent_more": ratios,
         "percent_more_median": statistics.median(ratios),
         "seconds": statistics.median(plain) if device == "cuda" else None,
+        **machine(),
+    }
+
+
+def machine():
+    """What a record says of the device and of the versions."""
+    return {
         "device": torch.cuda.get_device_name()
-        if device == "cuda"
+        if torch.cuda.is_available()
         else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
         "torch": torch.__version__,
         "detectron2": detectron2_version,
     }
 
 
-@one_line_errors
-def main():
+def write_records(path, records):
+    """Writes a list of dicts as JSON; the folder is made."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w") as f:
+        json.dump(records, f, indent=1)
+        f.write("\n")
+
+
+def arguments(doc, repeats):
+    """The command line of a benchmark of training iterations."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, metavar="JSON")
     parser.add_argument("--size", nargs=2, type=int, default=[480, 640], help="pixels")
     parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=4)
-    args = parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=repeats)
+    return parser.parse_args()
+
+
+@one_line_errors
+def main():
+    args = arguments(__doc__, repeats=4)
     records = [measure(config, override, args) for config, override in CONFIGS.items()]
-    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-    with open(args.output, "w") as f:
-        json.dump(records, f, indent=1)
-        f.write("\n")
+    write_records(args.output, records)
     for r in records:
         print(
             f"{r['config']}: {r['percent_inside_median']:.2f} % of an iteration for the norms; "

@@ -8,17 +8,12 @@ backward pass and a measurement in turn. Recorded is the time of the second over
 pair by pair, and what it comes to with a measurement every PERIOD iterations.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 
 import torch
-from detectron2 import __version__ as detectron2_version
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from guide_cost import made_up_batch, now
+from guide_cost import arguments, machine, made_up_batch, now, write_records
 from tqdm import tqdm
 
 from sampling_free.cli import load_config, one_line_errors
@@ -73,29 +68,15 @@ def cost(config, overrides, args):
         "iterations": ratios,
         "iterations_median": statistics.median(ratios),
         "percent": 100 * statistics.median(ratios) / PERIOD,
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
-        "torch": torch.__version__,
-        "detectron2": detectron2_version,
+        **machine(),
     }
 
 
 @one_line_errors
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", required=True, metavar="JSON")
-    parser.add_argument("--size", nargs=2, type=int, default=[480, 640], help="pixels")
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
+    args = arguments(__doc__, repeats=5)
     records = [cost(config, overrides, args) for config, overrides in CONFIGS.items()]
-    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-    with open(args.output, "w") as f:
-        json.dump(records, f, indent=1)
-        f.write("\n")
+    write_records(args.output, records)
     for r in records:
         print(
             f"{r['config']}: a measurement takes as long as {r['iterations_median']:.2f} "

@@ -136,7 +136,10 @@ def verdicts(found):
     absent = estimate.absent_classes
     if absent:
         names = ", ".join(absent[:MOST_CLASSES]) + (" ..." if absent[MOST_CLASSES:] else "")
-        lines.append(f"no anchor is foreground of {len(absent)} class(es): {names}")
+        lines.append(
+            f"in the {estimate.num_images} images counted no anchor is foreground of {len(absent)} "
+            f"class(es): {names}"
+        )
     for head in found.measurement.heads:
         lines += [line for line in _verdicts_of(found, head) if line]
     return lines
