@@ -456,3 +456,42 @@ def test_the_prior_of_fcos_is_that_of_all_points_and_classes(tmp_path):
     )
     assert estimate.num_valid == points
     assert estimate.prior == pytest.approx(sum(estimate.per_class.values()) / points / 3)
+
+
+def _fcos_claimed(boxes, size, radius=1.5):
+    """Which objects get a point: that of the smallest area among those that claim it."""
+    claimed = set()
+    for level, stride in enumerate((8, 16, 32, 64, 128)):
+        low = 0 if level == 0 else 4 * stride
+        high = math.inf if level == 4 else 8 * stride
+        for x, y in _grid(size, stride, 32):
+            claims = []
+            for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+                inside = x0 < x < x1 and y0 < y < y1
+                reach = max(x - x0, x1 - x, y - y0, y1 - y)
+                off_centre = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
+                if inside and low < reach < high and off_centre < radius * stride:
+                    claims.append(((x1 - x0) * (y1 - y0), i))
+            claimed |= {min(claims)[1]} if claims else set()
+    return claimed
+
+
+@pytest.mark.parametrize("build", [tiny_fcos, stock_fcos])
+def test_objects_that_no_point_of_fcos_takes_are_those_of_a_brute_force(tmp_path, build):
+    dicts = write_dicts(tmp_path, SIZES, [15, 12, 9, 0, 6], seed=3)
+    num_unreached = 0
+    for image in dicts:
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (a["bbox"] for a in image["annotations"])]
+        boxes = np.array(boxes).reshape(-1, 4)
+        num_unreached += len(boxes) - len(_fcos_claimed(boxes, (image["height"], image["width"])))
+    counts = count_anchors(build(), dicts, mapper_of(), progress=False)
+    assert (counts.num_objects, counts.num_unreached) == (42, num_unreached)
+    assert 0 < num_unreached < 42
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_has_some_objects_that_are_reached(name, tmp_path):
+    counts = count_anchors(
+        DETECTORS[name](), write_dicts(tmp_path, SIZES, NUMS), mapper_of(), progress=False
+    )
+    assert counts.num_objects == sum(NUMS) and 0 <= counts.num_unreached < counts.num_objects

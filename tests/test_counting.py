@@ -276,3 +276,58 @@ def test_a_record_without_a_size_is_named(tmp_path, key):
     del dicts[1][key]
     with pytest.raises(BadInput, match="1.png.*height and width"):
         _count(tiny_retinanet(), dicts)
+
+
+# --- objects that no anchor takes for its own -----------------------------------------------------
+
+
+def _unreached(model, mapped):
+    """(objects, those that no foreground anchor is matched with) of an image, one by one."""
+    anchors = model.anchor_generator(_features(model, [mapped]))
+    instances = mapped["instances"]
+    overlaps = pairwise_iou(instances.gt_boxes, type(anchors[0]).cat(anchors))
+    matches, labels = model.anchor_matcher(overlaps)
+    matched = {m for m, label in zip(matches.tolist(), labels.tolist()) if label == 1}
+    return len(instances), sum(i not in matched for i in range(len(instances)))
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("build", [tiny_retinanet, stock_retinanet])
+def test_objects_and_those_unreached_are_those_of_a_brute_force(tmp_path, build, low_quality):
+    model = build(low_quality=low_quality)
+    dicts = write_dicts(tmp_path, SIZES, [12, 9, 7, 0, 5], crowd=(0, 1))
+    recipes = [[T.RandomFlip(prob)] for prob in (0.0, 1.0)]
+    expected = np.zeros(2)
+    with torch.no_grad():
+        for recipe in recipes:
+            mapper = mapper_of(*recipe)
+            expected += np.sum([_unreached(model, mapper(record)) for record in dicts], axis=0) / 2
+    counts = _count(model, dicts, T.RandomFlip(0.5))
+    assert (counts.num_objects, counts.num_unreached) == tuple(expected)
+    assert counts.num_objects == 31 and 0 < counts.num_unreached < 31
+
+
+def test_objects_cut_away_by_a_view_are_none_of_it(tmp_path):
+    (record,) = write_dicts(tmp_path, [(64, 96)], [1])
+    record["annotations"][0]["bbox"] = [60, 40, 20, 20]
+    counts = _count(tiny_retinanet(), [record], T.CropTransform(0, 0, 30, 30), num_passes=1)
+    assert counts.num_objects == counts.num_unreached == 0
+    counts = _count(tiny_retinanet(), [record])
+    assert (counts.num_objects, counts.num_unreached) == (1, 0)
+
+
+def test_an_object_too_small_for_every_anchor_is_unreached(tmp_path):
+    (record,) = write_dicts(tmp_path, [(64, 96)], [2])
+    record["annotations"][0]["bbox"] = [30.3, 30.3, 1.5, 1.5]
+    record["annotations"][1]["bbox"] = [28, 12, 24, 24]  # an anchor itself
+    counts = _count(tiny_retinanet(low_quality=False), [record])
+    assert (counts.num_objects, counts.num_unreached) == (2, 1)
+
+
+def test_parts_of_a_set_add_up(tmp_path):
+    model = tiny_retinanet(low_quality=False)
+    dicts = write_dicts(tmp_path, SIZES, [12, 9, 7, 0, 5])
+    whole, parts = _count(model, dicts), _count(model, dicts[:2]) + _count(model, dicts[2:])
+    assert vars(whole).keys() == vars(parts).keys()
+    for name in ("num_objects", "num_unreached", "num_images", "num_empty_images"):
+        assert getattr(parts, name) == getattr(whole, name)

@@ -48,6 +48,24 @@ class TestEstimate:
         assert [x["stride"] for x in estimate.per_level] == [8, 16, 32, 64, 128]
         assert (estimate.num_images, estimate.num_empty_images) == (3, 1)
 
+    def test_objects_are_counted_and_a_file_of_before_has_none(self, dicts, tmp_path):
+        estimate = _estimate(dicts, low_quality=False)
+        assert estimate.num_objects == 10 and 0 < estimate.num_unreached < 10
+        assert f"10 objects, {estimate.num_unreached:.4g} of them reached by no" in estimate.table()
+        estimate.save(tmp_path / "p.json")
+        assert PriorEstimate.load(tmp_path / "p.json") == estimate
+        record = json.loads((tmp_path / "p.json").read_text())
+        del record["num_objects"], record["num_unreached"]
+        (tmp_path / "p.json").write_text(json.dumps(record))
+        old = PriorEstimate.load(tmp_path / "p.json")
+        assert (old.num_objects, old.num_unreached) == (0, 0) and old.prior == estimate.prior
+
+    def test_it_depends_on_the_recipe_and_not_on_whether_it_was_used(self, dicts):
+        recipe = _recipe()
+        before = dependencies(tiny_retinanet(), dicts, recipe, NAME)
+        recipe(dicts[0])  # Detectron2 notes in each augmentation what it takes
+        assert dependencies(tiny_retinanet(), dicts, recipe, NAME) == before
+
     def test_prior_and_bias_are_the_mean_label_and_its_logit(self, dicts):
         estimate = _estimate(dicts)
         labels = estimate.num_valid * 3

@@ -120,7 +120,7 @@ class CapturedHead:
 
     @torch.no_grad()
     def share_saturated(self):
-        """Share of the valid rows' logits whose score float32 cannot tell from 0 or 1."""
+        """Share of the valid rows' logits whose score is within float32's epsilon of 0 or 1."""
         eps, num, total = torch.finfo(torch.float32).eps, 0, 0
         for logits, labels in zip(self.logits(), self.labels):
             scores = self._probabilities(logits[labels.reshape(-1) >= 0])

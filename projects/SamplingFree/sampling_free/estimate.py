@@ -222,7 +222,9 @@ def dependencies(model, dataset_dicts, mapper, names=()):
 def _describe(x):
     """The same text for the same recipe, in any process."""
     if isinstance(x, (T.Augmentation, T.Transform)):
-        settings = ", ".join(f"{k}={_describe(v)}" for k, v in sorted(vars(x).items()))
+        # What Detectron2 notes in an augmentation at its first use is no part of the recipe.
+        kept = {k: v for k, v in vars(x).items() if k != "input_args"}
+        settings = ", ".join(f"{k}={_describe(v)}" for k, v in sorted(kept.items()))
         return f"{type(x).__name__}({settings})"
     if isinstance(x, (list, tuple, ListConfig)):
         return "[" + ", ".join(map(_describe, x)) + "]"

@@ -43,7 +43,7 @@ class HeadMeasurement:
             parts too, under "NAME/foreground" and "NAME/background".
         scores (dict[str, float]): mean score of the right class at the foreground, and of all
             classes at the background.
-        saturated (float): share of logits whose score float32 cannot tell from 0 or 1.
+        saturated (float): share of logits whose score is within float32's epsilon of 0 or 1.
         histograms (dict[str, list]): see :func:`score_histograms`.
         ratio (float or None): r, where the head has a guide.
         loss_parts (dict[str, float]): foreground's and background's part of the classification

@@ -54,11 +54,18 @@ def check_imbalance(cfg, config_file="", max_images=200):
         config=config_file,
         estimate=estimate,
         num_images_of_set=len(dicts),
-        measurement=measure(model, inputs, with_parts=True),
+        measurement=_measure(model, inputs, weights),
         num_images=len(inputs),
         weights=weights,
         is_yaml="cfg" in cfg,
     )
+
+
+def _measure(model, inputs, weights):
+    try:
+        return measure(model, inputs, with_parts=True)
+    except FloatingPointError as e:  # of Detectron2's RPN, or of a detector here
+        raise BadInput(f"the first batch with {weights}: {e}") from e
 
 
 def _first_batch(cfg, dicts, mapper):
