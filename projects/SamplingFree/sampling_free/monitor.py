@@ -33,7 +33,8 @@ class ImbalanceMonitor(HookBase):
       term's gradient at the head's outputs; monitor/ratio/NAME: the former over the latter;
     * monitor/features/...: likewise, L2 norm at the backbone's feature maps;
     * monitor/score/NAME/foreground and .../background: mean scores, of the right class and of all;
-    * monitor/saturated/NAME: share of logits whose score is within float32's epsilon, 1.2e-7, of 0 or 1;
+    * monitor/saturated/NAME: share of logits whose score is within 1.2e-7, float32's epsilon, of 0
+      or 1;
     * monitor/r/NAME: the guide's r, where there is one.
 
     At the end ``score_histograms.json`` has the distribution of the scores in the last batch
