@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -107,9 +108,40 @@ CURES = [
 
 @pytest.mark.parametrize("changes, is_yaml, cure", CURES)
 def test_an_explosion_comes_with_the_key_that_cures_it(changes, is_yaml, cure):
-    first, *_ = verdicts(made_up(exploding(**changes), is_yaml=is_yaml))
+    scores = {"foreground": 0.5, "background": 0.5}
+    first, *_ = verdicts(made_up(exploding(scores=scores, **changes), is_yaml=is_yaml))
     assert "gradient of loss_cls is 3,200 times that of loss_box_reg" in first
     assert first.endswith(f"; {cure}")
+
+
+def test_where_the_prior_is_right_already_the_weight_is_the_cause():
+    (line,) = verdicts(made_up(exploding()))
+    assert "3,200" in line and line.endswith("; the weight of that loss is the cause")
+
+
+def test_numbers_that_are_not_finite_have_no_cure_and_are_null_in_json():
+    head = exploding(scores={"foreground": math.nan, "background": math.nan})
+    head.outputs["loss_cls"] = math.inf
+    found = made_up(head)
+    assert "prior" not in verdicts(found)[0]
+    numbers = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert numbers["batch"]["heads"][0]["outputs"]["loss_cls"] is None
+
+
+def test_a_small_localisation_gradient_is_no_explosion_and_says_why():
+    head = made_up_head()
+    head.outputs.update({"loss_cls": 2.0, "loss_box_reg": 0.02})
+    (line,) = verdicts(made_up(head))
+    assert "100 times" in line and "divided by all samples" in line and "no explosion" in line
+
+
+def test_an_rcnn_lists_the_objects_of_each_class_as_its_rpn_knows_but_one():
+    estimate = made_up_estimate(per_class={"object": 500.0}, num_classes=1)
+    found = made_up(estimate=estimate, objects={"ant": 7, "bee": 0})
+    assert re.search(r"ant +7\n", found.text())
+    assert "no object is of 1 class(es): bee" in found.text()
+    dense = made_up(objects={"ant": 7, "bee": 1, "cat": 1})
+    assert "objects in the training set" not in dense.text()
 
 
 def test_a_head_of_proposals_has_no_prior_to_set():
@@ -123,7 +155,8 @@ def test_a_start_far_above_the_least_loss_is_said_but_not_of_focal_loss():
     least = -math.log(PRIOR) - (1 / PRIOR - 1) * math.log1p(-PRIOR)
     assert made_up().least_loss(made_up_head()) == pytest.approx(least)
     for factor, num in ((0.99, 0), (1.01, 1)):
-        head = made_up_head(cross_entropy=factor * FAR * least)
+        scores = {"foreground": 0.01, "background": 0.01}
+        head = made_up_head(cross_entropy=factor * FAR * least, scores=scores)
         far = [x for x in verdicts(made_up(head)) if "least possible" in x]
         assert len(far) == num
         head.is_focal = True

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from tiny import batch, stock_retinanet
+from tiny_detectors import stock_fcos, tiny_rcnn
 
 from sampling_free.errors import NonFiniteLoss
 from sampling_free.step import DTYPES, PrecisionTrainer
@@ -177,3 +179,35 @@ def test_proposals_that_are_not_finite_are_one_line_too():
     text = str(e.value)
     assert len(text.splitlines()) == 1
     assert "proposals are not finite at iteration 17" in text and "learning rate 0.5" in text
+
+
+def diverged_step(model):
+    """The error of a step after which the weights are not numbers."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    trainer = PrecisionTrainer(model.train(), [batch(3, 2)] * 2, optimizer, "cpu")
+    trainer.iter = 0
+    with EventStorage(), pytest.raises(NonFiniteLoss) as e:
+        trainer.run_step()
+    return str(e.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        stock_fcos,
+        lambda: stock_retinanet(box_reg_loss_type="giou"),
+        lambda: tiny_rcnn("cascade", stock=True),
+    ],
+)
+def test_assertions_of_libraries_on_boxes_that_are_no_numbers_are_one_line_too(make):
+    assert "not finite" in diverged_step(make())
+
+
+def test_another_assertion_stays_what_it_is():
+    trainer = make()
+    trainer.model.forward = lambda data: (_ for _ in ()).throw(AssertionError("something else"))
+    with pytest.raises(AssertionError, match="something else"):
+        step(trainer)

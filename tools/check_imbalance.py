@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.engine import with_present_device
+from sampling_free.errors import BadInput, require_writable
 from sampling_free.imbalance_plot import plot_imbalance
 from sampling_free.preflight import check_imbalance
 
@@ -41,6 +42,10 @@ def main():
     args = parser.parse_args()
     setup_logger(name="sampling_free")
 
+    for option, path in (("--json", args.json), ("--picture", args.picture)):
+        require_writable(option, path)
+    if args.picture and not args.picture.endswith(".png"):
+        raise BadInput(f"--picture {args.picture}: is drawn as PNG; give a name that ends on .png")
     cfg = with_present_device(load_config(args.config_file, args.opts, variant=args.variant))
     if cfg.train.seed >= 0:
         seed_all_rng(cfg.train.seed)
@@ -50,9 +55,8 @@ def main():
     plot_imbalance(found, picture)
     print(f"\nPicture: {picture}")
     if args.json:
-        os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
         with open(args.json, "w") as f:
-            json.dump(found.as_json(), f, indent=1)
+            json.dump(found.as_json(), f, indent=1, allow_nan=False)
         print(f"Numbers: {args.json}")
 
 

@@ -12,6 +12,7 @@ import json
 from tabulate import tabulate
 
 from sampling_free.cli import load_config, one_line_errors
+from sampling_free.errors import require_writable
 from sampling_free.knobs import list_knobs
 
 TITLES = {
@@ -50,8 +51,8 @@ def main():
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
     args = parser.parse_args()
 
-    variant = {} if args.variant is None else {"variant": args.variant}
-    found = list_knobs(load_config(args.config_file, args.opts, **variant))
+    require_writable("--json", args.json)
+    found = list_knobs(load_config(args.config_file, args.opts, variant=args.variant))
     print("\n\n".join(block(title, getattr(found, name)) for name, title in TITLES.items()))
     if args.json:
         lists = {k: [x._asdict() for x in rows] for k, rows in found._asdict().items()}

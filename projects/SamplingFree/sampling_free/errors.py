@@ -1,6 +1,8 @@
 """The two ways in which the package says that it cannot go on."""
 
+import contextlib
 import math
+import os
 
 
 class BadInput(Exception):
@@ -26,6 +28,43 @@ def require_number(key, value, low, high):
     if not is_number or not low <= value <= high:
         limits = f"from {low:g} up" if high == math.inf else f"in [{low:g}, {high:g}]"
         raise BadInput(f"{key}={value!r}: give a number {limits}")
+
+
+def require_writable(option, path):
+    """Raises BadInput unless a file can be written there; its folder is made.
+
+    Args:
+        option (str): of the command line, for the message.
+        path (str or None): None is not looked at.
+    """
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    reason = "is a folder" if os.path.isdir(path) else None
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        reason = e.strerror
+    if reason is None and not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        reason = "no permission"
+    if reason:
+        raise BadInput(f"{option} {path}: cannot be written ({reason}); give another file")
+
+
+# Of fvcore's box losses and of Detectron2's Boxes; a box that a network predicts is only ever bad
+# where it is not a number.
+BAD_BOXES = ("bad box", "infinite or NaN")
+
+
+@contextlib.contextmanager
+def naming_non_finite():
+    """Turns the assertions of box losses into FloatingPointError."""
+    try:
+        yield
+    except AssertionError as e:
+        if not any(words in str(e) for words in BAD_BOXES):
+            raise
+        raise FloatingPointError("the predicted boxes are not finite") from e
 
 
 class NonFiniteLoss(FloatingPointError):

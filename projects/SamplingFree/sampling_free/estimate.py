@@ -172,7 +172,7 @@ def estimate_from_counts(counts, model, dataset_dicts, mapper, names=()):
             "annotations, the input size and the anchors' sizes"
         )
     assignment = assignment_of(model)
-    class_names = assignment.class_names or _class_names(names, assignment.num_classes)
+    known = assignment.class_names or class_names(names, assignment.num_classes)
     return PriorEstimate(
         num_valid=float(counts.valid.sum()),
         num_foreground=float(counts.foreground.sum()),
@@ -183,7 +183,7 @@ def estimate_from_counts(counts, model, dataset_dicts, mapper, names=()):
             {"stride": s, "valid": float(v), "foreground": float(f)}
             for s, v, f in zip(counts.strides, counts.valid, counts.foreground)
         ],
-        per_class=dict(zip(class_names, counts.foreground_per_class.tolist())),
+        per_class=dict(zip(known, counts.foreground_per_class.tolist())),
         depends_on=dependencies(model, dataset_dicts, mapper, names),
         num_objects=float(counts.num_objects),
         num_unreached=float(counts.num_unreached),
@@ -231,7 +231,8 @@ def _describe(x):
     return re.sub(r" at 0x[0-9a-f]+", "", repr(x))
 
 
-def _class_names(names, num_classes):
+def class_names(names, num_classes):
+    """list[str]: those of registered data sets, or "class 0" and so on where they do not fit."""
     known = [MetadataCatalog.get(n).get("thing_classes", []) for n in _listed(names)]
     if known and len(known[0]) == len(set(known[0])) == num_classes:
         return list(known[0])

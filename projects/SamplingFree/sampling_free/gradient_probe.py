@@ -19,6 +19,7 @@ from detectron2.utils.events import EventStorage
 
 from .captured_heads import captured_heads
 from .detectors.bias import PriorBias
+from .errors import naming_non_finite
 from .preserved import preserved
 
 PARTS = ("foreground", "background")
@@ -133,7 +134,8 @@ def measure(model, inputs, with_parts=False):
         for module in model.modules():
             if hasattr(module, "guide_log"):
                 module.guide_log.warned = True  # the step itself will warn
-        losses = model(inputs)
+        with naming_non_finite():
+            losses = model(inputs)
         heads = [_measure_head(call, losses, features, with_parts) for call in calls]
         done = {name for head in heads for name in (head.cls_name, *head.loc_names)}
         other = {

@@ -4,14 +4,15 @@ The counts come from the detector's own label assignment (estimate.py), all else
 through the real model (gradient_probe.py).
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 
 from tabulate import tabulate
 
 from .estimate import PriorEstimate
 from .gradient_probe import PARTS, Measurement
 from .prior import prior_to_bias, start_loss
-from .verdicts import collapse, explosion, readable
+from .verdicts import LARGE, collapse, explosion, readable
 
 MOST_CLASSES = 20  # in the text; JSON has all
 FAR = 2.0  # times the least start loss
@@ -34,6 +35,7 @@ class Imbalance:
         measurement (Measurement): of one batch.
         num_images (int): in that batch.
         weights (str): where the weights come from, in words.
+        objects (dict[str, int]): objects of each class in the whole training set.
         is_yaml (bool): whether the config is a YAML file of Detectron2, which has other keys.
     """
 
@@ -43,7 +45,18 @@ class Imbalance:
     measurement: Measurement
     num_images: int
     weights: str
+    objects: dict = field(default_factory=dict)
     is_yaml: bool = False
+
+    @property
+    def classes(self):
+        """
+        Returns:
+            dict[str, float]: foreground anchors of each class, or its objects where the counts are
+            those of an RPN, which knows but one class.
+        """
+        has_classes = self.estimate.per_class.keys() == self.objects.keys()
+        return self.estimate.per_class if has_classes or not self.objects else self.objects
 
     def optimal_prior(self, head):
         """
@@ -67,7 +80,7 @@ class Imbalance:
         return start_loss(head.optimal_prior, *counts)
 
     def as_json(self):
-        """dict: plain JSON values."""
+        """dict: plain JSON values, None for what is not finite."""
         estimate, heads = self.estimate, []
         for head in self.measurement.heads:
             numbers = asdict(head)
@@ -75,10 +88,11 @@ class Imbalance:
             numbers["optimal_prior"] = self.optimal_prior(head)
             numbers["least_cross_entropy"] = self.least_loss(head)
             heads.append(numbers)
-        return {
+        numbers = {
             "config": self.config,
             "weights": self.weights,
             "images": self.num_images_of_set,
+            "objects": self.objects,
             "prior": estimate.prior,
             "bias": estimate.bias,
             "counts": asdict(estimate),
@@ -90,6 +104,7 @@ class Imbalance:
             },
             "verdicts": verdicts(self),
         }
+        return _finite(numbers)
 
     def text(self):
         """str: tables and the verdicts."""
@@ -99,6 +114,7 @@ class Imbalance:
             f"Training set, as this detector sees it ({counted})",
             "",
             _shortened(estimate).table(),
+            *_objects(self),
             "",
             f"First batch ({self.num_images} images; {self.weights})",
             "",
@@ -133,13 +149,13 @@ def verdicts(found):
             f"{estimate.num_empty_images} of {estimate.num_images} images are empty: use large "
             "batches, as one without a single object teaches nothing"
         )
-    absent = estimate.absent_classes
+    absent = [name for name, n in found.classes.items() if not n > 0]
     if absent:
         names = ", ".join(absent[:MOST_CLASSES]) + (" ..." if absent[MOST_CLASSES:] else "")
-        lines.append(
-            f"in the {estimate.num_images} images counted no anchor is foreground of {len(absent)} "
-            f"class(es): {names}"
-        )
+        where = f"in the {estimate.num_images} images counted no anchor is foreground"
+        if found.classes is found.objects:
+            where = "no object is"
+        lines.append(f"{where} of {len(absent)} class(es): {names}")
     for head in found.measurement.heads:
         lines += [line for line in _verdicts_of(found, head) if line]
     return lines
@@ -154,15 +170,18 @@ def _verdicts_of(found, head):
     if exploding:
         yield f"{exploding}{cure}"
     elif ratio is not None:
+        why = ""
+        if ratio > LARGE:
+            why = ", which is small as it is divided by all samples or made of IoU"
         yield (
             f"the gradient of {cls} is {readable(ratio)} times that of "
-            f"{' + '.join(head.loc_names)}, and {readable(head.outputs[cls])} in all: no explosion "
-            "to be expected"
+            f"{' + '.join(head.loc_names)}{why}; with {readable(head.outputs[cls])} in all no "
+            "explosion is to be expected"
         )
     forgotten = collapse(head)
     if forgotten:
         yield f"{forgotten}{'' if exploding else cure}"
-    least = found.least_loss(head)
+    least = found.least_loss(head) if head.takes_all_anchors else None
     if least and head.cross_entropy > FAR * least and not head.is_focal:
         yield (
             f"cross entropy of {cls} starts at {readable(head.cross_entropy)} per foreground "
@@ -173,8 +192,11 @@ def _verdicts_of(found, head):
 
 def _cure(found, head):
     prior, key = found.optimal_prior(head), head.prior_key
-    if not head.takes_all_anchors:
+    score = head.scores.get("background", math.nan)
+    if not head.takes_all_anchors or not math.isfinite(head.outputs[head.cls_name] + score):
         return ""
+    if prior / FAR < score < prior * FAR:  # it does start there
+        return "; the weight of that loss is the cause" if head.ratio is not None else ""
     if found.is_yaml:
         key = YAML_KEYS.get(key, key)
     if head.takes_measured_prior:
@@ -227,6 +249,25 @@ def _gradients(measurement):
         )
     rows += [[k, "", f"{x:.3g}"] for k, x in measurement.other_features.items()]
     return tabulate(rows, ["gradient of", "outputs", "features"], disable_numparse=True)
+
+
+def _objects(found):
+    """Lines: objects of each class, where the counts know but one class."""
+    if found.classes is not found.objects:
+        return []
+    rows = sorted(found.objects.items(), key=lambda x: x[1], reverse=True)
+    if len(rows) > MOST_CLASSES + 1:
+        rows = [*rows[: MOST_CLASSES // 2], *rows[-MOST_CLASSES // 2 :]]
+    return ["", tabulate(rows, ["class", "objects in the training set"])]
+
+
+def _finite(x):
+    """``x`` of dicts and lists with None in the place of what JSON does not have."""
+    if isinstance(x, dict):
+        return {key: _finite(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _or_dash(x, form):

@@ -19,7 +19,7 @@ def plot_imbalance(found, output_png):
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     (levels, classes), (losses, gradients) = figure.subplots(2, 2)
     _levels(levels, found.estimate)
-    _classes(classes, found.estimate)
+    _classes(classes, found)
     _losses(losses, found)
     _gradients(gradients, found.measurement)
     figure.suptitle(f"{found.config}: imbalance before training", fontsize=11)
@@ -46,8 +46,9 @@ def _levels(axes, estimate):
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
 
 
-def _classes(axes, estimate):
-    counts = sorted(estimate.per_class.items(), key=lambda x: x[1], reverse=True)
+def _classes(axes, found):
+    estimate = found.estimate
+    counts = sorted(found.classes.items(), key=lambda x: x[1], reverse=True)
     shown = counts
     if len(counts) > MOST_CLASSES:
         half = MOST_CLASSES // 2
@@ -58,7 +59,8 @@ def _classes(axes, estimate):
     axes.set_ylim(max(len(shown), 4) - 0.5, -0.5)
     if min(n for _, n in counts) * 20 < counts[0][1]:
         axes.set_xscale("symlog", linthresh=1)
-    title = f"foreground anchors by class ({len(counts)})"
+    what = "objects" if found.classes is found.objects else "foreground anchors"
+    title = f"{what} by class ({len(counts)})"
     if estimate.num_unreached:
         title += f"; {estimate.num_unreached:.3g} of {estimate.num_objects:.6g} objects unreached"
     axes.set_title(title, fontsize=10)
@@ -69,7 +71,7 @@ def _losses(axes, found):
     for head in found.measurement.heads:
         least, note = found.least_loss(head), ""
         if least and head.cross_entropy:
-            note = f"\n cross entropy {head.cross_entropy:.3g} per foreground, least {least:.3g}"
+            note = f"\n cross entropy\n {head.cross_entropy:.3g} per fg\n least {least:.3g}"
         rows.append((head.cls_name, [head.loss_parts[p] for p in PARTS], note))
         rows += [(x, [found.measurement.losses[x]], "") for x in head.loc_names]
     for place, (_, parts, note) in enumerate(rows):
@@ -80,7 +82,7 @@ def _losses(axes, found):
         axes.text(left, place, f" {left:.3g}{note}", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.6)
+    axes.margins(x=0.25)
     axes.set_xlim(left=0)
     axes.set_title("start loss by term", fontsize=10)
     for label, color in (

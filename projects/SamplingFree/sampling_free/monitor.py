@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "score_histograms.json"
 PREFIX = "monitor"
+# Measurements in a row that make a collapse: an R-CNN passes through one in its first iterations.
+LASTING = 3
 
 
 class ImbalanceMonitor(HookBase):
@@ -37,6 +39,9 @@ class ImbalanceMonitor(HookBase):
       or 1;
     * monitor/r/NAME: the guide's r, where there is one.
 
+    It warns of explosion and of collapse, in words and once for each head; of a collapse when it
+    has lasted for three measurements.
+
     At the end ``score_histograms.json`` has the distribution of the scores in the last batch
     measured.
     """
@@ -58,6 +63,7 @@ class ImbalanceMonitor(HookBase):
         self._measured_at = None
         self._handle = None
         self._warned = set()
+        self._collapsed = {}  # loss term -> measurements in a row
 
     def before_train(self):
         model = getattr(self.trainer.model, "module", self.trainer.model)
@@ -83,19 +89,22 @@ class ImbalanceMonitor(HookBase):
         try:
             self.measurement = measure(model, *args)
         except FloatingPointError as e:  # the step itself will stop at that
-            self._warn("explosion", f"Explosion at iteration {iteration}: {e}")
+            self._warn("not finite", f"Explosion at iteration {iteration}: {e}")
             return
         # Not smoothed: a median over iterations of which few were measured says nothing.
         self.trainer.storage.put_scalars(smoothing_hint=False, **scalars(self.measurement))
         for head in self.measurement.heads:
-            for kind, words in (("explosion", explosion(head)), ("collapse", collapse(head))):
-                if words:
-                    self._warn(kind, f"{kind.capitalize()} at iteration {iteration}: {words}")
+            cls, exploding, collapsed = head.cls_name, explosion(head), collapse(head)
+            self._collapsed[cls] = self._collapsed.get(cls, 0) + 1 if collapsed else 0
+            if exploding:
+                self._warn(("explosion", cls), f"Explosion at iteration {iteration}: {exploding}")
+            if self._collapsed[cls] >= LASTING:
+                self._warn(("collapse", cls), f"Collapse at iteration {iteration}: {collapsed}")
 
-    def _warn(self, kind, line):
-        """Once for each kind."""
-        if kind not in self._warned and comm.is_main_process():
-            self._warned.add(kind)
+    def _warn(self, what, line):
+        """Once for each kind and head."""
+        if what not in self._warned and comm.is_main_process():
+            self._warned.add(what)
             logger.warning(line)
 
 

@@ -1,6 +1,7 @@
 """From a config to its :class:`sampling_free.imbalance.Imbalance`: data, weights and one batch."""
 
 import logging
+from collections import Counter
 
 import numpy as np
 import torch
@@ -8,10 +9,10 @@ from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 
 from .checkpoint import NamingCheckpointer
-from .datasets import dataset_names, instantiate_with, load_dataset
+from .datasets import dataset_names, instantiate_with, load_dataset, num_classes_of
 from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias
 from .errors import BadInput, require_number
-from .estimate import PriorEstimate, dependencies, estimate_prior
+from .estimate import PriorEstimate, class_names, dependencies, estimate_prior
 from .gradient_probe import measure
 from .imbalance import Imbalance
 from .prior_init import pixels
@@ -57,8 +58,19 @@ def check_imbalance(cfg, config_file="", max_images=200):
         measurement=_measure(model, inputs, weights),
         num_images=len(inputs),
         weights=weights,
+        objects=_objects(dicts, names, num_classes_of(cfg.model)),
         is_yaml="cfg" in cfg,
     )
+
+
+def _objects(dicts, names, num_classes):
+    """dict[str, int]: objects by class; empty for a model that knows no classes."""
+    if num_classes is None:
+        return {}
+    counts = Counter(
+        a["category_id"] for d in dicts for a in d.get("annotations", []) if not a.get("iscrowd", 0)
+    )
+    return {name: counts[k] for k, name in enumerate(class_names(names, num_classes))}
 
 
 def _measure(model, inputs, weights):

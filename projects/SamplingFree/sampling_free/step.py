@@ -10,7 +10,7 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import get_event_storage
 
-from .errors import NonFiniteLoss
+from .errors import NonFiniteLoss, naming_non_finite
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,7 +39,7 @@ class PrecisionTrainer(SimpleTrainer):
         data_time = time.perf_counter() - start
 
         try:
-            with self.autocast():
+            with self.autocast(), naming_non_finite():
                 losses = self.model(data)
                 total = sum(losses.values())
         except FloatingPointError as e:  # of Detectron2's RPN, or of a detector here

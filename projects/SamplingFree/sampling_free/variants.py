@@ -43,7 +43,7 @@ def as_variant(cfg, name, quiet=False):
         BadInput: for an unknown name, which lists those known, and for a detector to which the
             variant does not apply, which lists those that do.
     """
-    if name not in VARIANTS:
+    if not isinstance(name, str) or name not in VARIANTS:
         raise BadInput(f"variant {name!r} is unknown; known: {', '.join(VARIANTS)}")
     changes = []
     if isinstance(cfg, CfgNode):

@@ -9,10 +9,12 @@ average, S_j <- momentum * S_j + (1 - momentum) * R_j, from 0 on. The loss is
 
 Source: Li, Liu, Wang, arXiv 1811.05181, sections "GHM-C Loss" and "Unit Region Approximation" and
 "EMA". There n is M, the number of all bins, and S_j decays where bin j is empty. In the authors'
-code (github.com/libuyu/GHM_Detection, the same as in mmdet) n counts the bins that are not empty
-in this batch, and S_j of an empty bin stays as it is. Here it is as in their code, from which the
-published numbers came. But R_j is counted over all processes, not by each alone: so the loss does
-not depend on how many there are, and the one S that a checkpoint holds is that of all.
+code (github.com/libuyu/GHM_Detection) n counts the bins that are not empty in this batch, and S_j
+of an empty bin stays as it is; so it is here, as the published numbers came from it. In two things
+this is not their code. It calls the loss for each level of the pyramid, one after the other, with
+the running counts shared, and adds the five up, which made the loss about twice as large; here a
+batch is a batch, as in the paper. And R_j is counted over all processes, not by each alone: so the
+loss does not depend on how many there are, and the one S of a checkpoint is that of all.
 """
 
 import torch

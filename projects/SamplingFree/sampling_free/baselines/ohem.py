@@ -5,7 +5,8 @@ have nearly the same loss, so non-maximum suppression with the loss as the score
 hardest ``num`` of each image that are left are the minibatch. There is no ratio of foreground to
 background, and no sampling at random.
 
-Source: Shrivastava, Gupta, Girshick, arXiv 1604.03540, sections 4 and 4.1.
+Source: Shrivastava, Gupta, Girshick, arXiv 1604.03540, sections 4 and 4.1. Their code suppresses
+each class by itself and takes the 128 hardest of two images together; this is the text.
 """
 
 import math
