@@ -33,6 +33,8 @@ def trained(tmp_path_factory):
 
 def test_the_prior_is_that_which_the_training_measures(trained, tmp_path):
     found = check(trained / "config.py")
+    assert found.objects.keys() == found.estimate.per_class.keys()
+    assert sum(found.objects.values()) == found.estimate.num_objects  # every view shows all
     stored = type(found.estimate).load(str(trained / "out" / "prior.json"))
     assert found.estimate == stored
     (head,) = found.measurement.heads
