@@ -29,7 +29,7 @@ from sampling_free.comparison.process import Processes, Stopped
 from sampling_free.comparison.run import Workshop
 from sampling_free.comparison.runs import Run, config_digest, is_record_of, slug, split_overrides
 from sampling_free.comparison.side_by_side import SideBySide
-from sampling_free.comparison.store import Output, read_json, result_of
+from sampling_free.comparison.store import Output, read_json, result_of, write_json
 from sampling_free.comparison.thresholds import score_thresholds, shared_settings, usual_settings
 from sampling_free.config import load_config
 from sampling_free.errors import BadInput
@@ -60,10 +60,17 @@ def stage(tmp_path, monkeypatch):
         (tmp_path / "calls").write_text("")
         return lines
 
-    def result(name):
-        return json.loads((tmp_path / "runs" / name / "result.json").read_text())
+    def place(name):
+        """The folder of a run, whatever the digest of its config is."""
+        (folder,) = (tmp_path / "runs").glob(f"{name}_??????")
+        return folder
 
-    return SimpleNamespace(folder=tmp_path, config=config, run=run, calls=calls, result=result)
+    def result(name):
+        return json.loads((place(name) / "result.json").read_text())
+
+    return SimpleNamespace(
+        folder=tmp_path, config=config, run=run, calls=calls, place=place, result=result
+    )
 
 
 def side_by_side(jobs=1, output=None, poll=0.05):
@@ -86,6 +93,8 @@ class TestCommandLine:
         others, overrides = compare.without_overrides(words)
         assert overrides == ["x=1", "y=[1,2]"]
         assert others == ["--folder", "a=b", "--vary", "k=1", "k=2", "--jobs", "2"]
+        words = ["--jobs=2", "x=1", "--vary=k=1", "y=1"]
+        assert compare.without_overrides(words) == (["--jobs=2", "--vary=k=1"], ["x=1", "y=1"])
 
     @pytest.mark.parametrize(
         "words, line",
@@ -98,6 +107,11 @@ class TestCommandLine:
             ("--configs a.py --rates 1", "go together"),
             ("--configs a.py --choose a b", "go together"),
             ("--configs a.py --jobs 0", "--jobs 0"),
+            ("--configs a.py --seeds 0 -1", "--seeds -1: give whole numbers from 0 up"),
+            ("--config-file a.py --variants focal --rates 0.1 nan", "--rates nan: give .* above 0"),
+            ("--config-file a.py --variants focal --rates inf", "--rates inf: give"),
+            ("--config-file a.py --variants focal --rates 0", "--rates 0: give"),
+            ("--config-file a.py --variants focal --rates -0.1", "--rates -0.1: give"),
         ],
     )
     def test_what_does_not_go_together_is_one_line(self, words, line):
@@ -111,6 +125,18 @@ class TestCommandLine:
         )
         assert (args.configs, args.rates, args.jobs) == ([FULL, "b.py"], [0.02, 0.04], 1)
         assert (args.choose, args.final) == (["train", "val"], ["trainval", "test"])
+
+    def test_what_is_given_twice_counts_once(self, stage, capsys):
+        stage.run("--variants", "sampling_free", "--seeds", "0", "0", "--rates", "0.1", "0.10")
+        assert len(stage.calls()) == 1
+        assert "One seed each" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("option", ["--folder", "--output", "--report"])
+    def test_a_place_that_cannot_be_written_is_said_before_the_first_run(self, stage, option):
+        (stage.folder / "file").touch()
+        with pytest.raises(BadInput, match=f"^{option} .*file/x: cannot be written"):
+            stage.run("--configs", stage.config, option, f"{stage.folder}/file/x")
+        assert stage.calls() == []
 
 
 class TestPlan:
@@ -199,13 +225,20 @@ class TestPlan:
         assert Run("b.py", "focal", seed=0).name == "b_focal_seed0"
         assert slug("k=[1,2]") != slug("k=(1,2)") and "[" not in slug("k=[1,2]")
 
-    def test_two_configs_of_one_name_cannot_share_a_folder(self, tmp_path):
+    def test_the_digest_of_the_config_ends_the_name_of_the_folder(self, stage):
+        (one,) = planned(stage)
+        digest = config_digest(load_config(stage.config, ["train.max_iter=4", "train.seed=0"]))
+        assert one.folder == f"{stage.folder}/runs/config_seed0_{digest[:6]}"
+
+    def test_two_configs_of_one_name_cannot_be_compared(self, tmp_path):
         for name in "ab":
             (tmp_path / name).mkdir()
             tiny_run.write_config(tmp_path / name)
         configs = [str(tmp_path / name / "config.py") for name in "ab"]
-        with pytest.raises(BadInput, match="different names"):
-            plan(runs_of_configs(configs, [None], []), "out")
+        for text in "", "\ntrain.max_iter = 3\n":
+            Path(configs[1]).write_text(Path(configs[1]).read_text() + text)
+            with pytest.raises(BadInput, match="both would be called config_.*different names"):
+                plan(runs_of_configs(configs, [None], []), "out")
 
     def test_own_overrides_part_at_commas_before_a_key(self):
         assert split_overrides("a.b=[1,2],c=3,d.0.e='x'") == ["a.b=[1,2]", "c=3", "d.0.e='x'"]
@@ -287,7 +320,7 @@ class TestRuns:
     def test_a_baseline_is_tested_at_its_usual_threshold_too(self, stage, capsys):
         stage.run("--variants", "sampling_free", "focal")
         *_, train, again = stage.calls()
-        folder = f"{stage.folder}/runs/config_focal_seed0"
+        folder = stage.place("config_focal_seed0")
         assert "--eval-only" in again and "--eval-only" not in train
         assert f"train.init_checkpoint='{folder}/model_final.pth'" in again
         low, usual = "model.test_score_thresh=0.001", "model.test_score_thresh=0.05"
@@ -302,7 +335,10 @@ class TestRuns:
         words = ["--variants", "sampling_free", "--seeds", "0", str(DIVERGES)]
         assert stage.run(*words) == []
         assert "diverged (1 of 2)" in capsys.readouterr().out
-        assert "not finite" in stage.result(f"config_sampling_free_seed{DIVERGES}")["failed"]
+        record = stage.result(f"config_sampling_free_seed{DIVERGES}")
+        assert "not finite" in record["failed"]
+        assert record["curves"] == [{"iterations": 3, "guide/r": None, "num_pos_anchors": 7.0}]
+        assert record["score_histograms"] == {"cls": {"edges": [0.0, None]}}
         stage.calls()
         stage.run(*words)
         assert stage.calls() == []
@@ -312,10 +348,10 @@ class TestRuns:
         for _ in range(2):
             (line,) = stage.run(*words)
             assert "RuntimeError: no room on the disk" in line
-            assert line.endswith(f"runs/config_seed{CRASHES}/output.txt")
+            assert line.endswith(f"{stage.place(f'config_seed{CRASHES}')}/output.txt")
         assert len(stage.calls()) == 3
         assert stage.result("config_seed1")["bbox/AP"] == 41.0
-        assert not (stage.folder / "runs" / f"config_seed{CRASHES}" / "result.json").exists()
+        assert not (stage.place(f"config_seed{CRASHES}") / "result.json").exists()
         assert not list(stage.folder.glob("runs/*/lock.json"))
 
     def test_failures_are_lines_and_exit_code_2(self, stage, monkeypatch, capsys):
@@ -329,7 +365,7 @@ class TestRuns:
 
     def test_a_torn_result_is_noticed_and_the_run_repeated(self, stage, capsys):
         stage.run("--configs", stage.config)
-        path = stage.folder / "runs" / "config_seed0" / "result.json"
+        path = stage.place("config_seed0") / "result.json"
         path.write_text(path.read_text()[:-30])
         stage.calls()
         stage.run("--configs", stage.config)
@@ -339,15 +375,48 @@ class TestRuns:
         rows = (path.parent / "metrics.json").read_text().splitlines()
         assert len(rows) == 3, "of one run alone"
 
-    def test_a_changed_config_is_noticed(self, stage, capsys):
+    def test_runs_of_other_settings_stay_beside_each_other(self, stage):
+        before = Path(stage.config).read_text()
+        for text, words in (
+            (before, []),
+            (before + "\noptimizer.lr = 0.001\n", []),
+            (before, ["train.max_iter=9"]),
+        ):
+            Path(stage.config).write_text(text)
+            stage.run("--configs", stage.config, *words)
+            assert len(stage.calls()) == 1
+            stage.run("--configs", stage.config, *words)
+            assert stage.calls() == []
+        assert len(list(stage.folder.glob("runs/*/result.json"))) == 3
         stage.run("--configs", stage.config)
-        Path(stage.config).write_text(Path(stage.config).read_text() + "\noptimizer.lr = 0.001\n")
+        assert stage.calls() == []
+
+    def test_another_spelling_of_the_same_settings_is_the_same_run(self, stage, monkeypatch):
+        monkeypatch.chdir(stage.folder)
+        words = ["--output", f"{stage.folder}/r.json", "--seeds", "0"]
+        changes = ["train.max_iter=4", "optimizer.weight_decay=0.1"]
+        stage.run("--configs", stage.config, *words, *changes)
         stage.calls()
-        stage.run("--configs", stage.config)
-        assert len(stage.calls()) == 1
-        assert "the config has changed; the run is repeated" in capsys.readouterr().out
-        stage.run("--configs", stage.config, "train.max_iter=9")
-        assert "overrides was [], is ['train.max_iter=9']" in capsys.readouterr().out
+        stage.run("--configs", "config.py", *words, "1", *reversed(changes))
+        (call,) = stage.calls()
+        assert "train.seed=1" in call
+        stage.run("--configs", "./config.py", *words, "1", *changes, "--folder", "elsewhere")
+        assert stage.calls() == [], "the records in the output do"
+        kept = json.loads((stage.folder / "r.json").read_text())
+        assert [r["config"] for r in kept["runs"]] == ["./config.py"] * 2
+        assert [row["seeds"] for row in kept["summary"]] == [[0, 1]]
+
+    def test_a_finished_run_of_something_else_is_never_deleted(self, stage):
+        (one,) = planned(stage)
+        os.makedirs(one.folder)
+        text = json.dumps({**one.identity, "digest": "other", "complete": True})
+        (Path(one.folder) / "result.json").write_text(text)
+        work = side_by_side()
+        assert work.run([one], "") == [] and stage.calls() == []
+        (line,) = work.failures.values()
+        assert "result.json is of another run" in line and "another --folder" in line
+        assert (Path(one.folder) / "result.json").read_text() == text
+        assert os.listdir(one.folder) == ["result.json"]
 
     @pytest.mark.parametrize("same", [True, False])
     def test_a_half_done_run_goes_on_if_it_is_the_same(self, stage, same, capsys):
@@ -361,6 +430,7 @@ class TestRuns:
         (words,) = stage.calls()
         assert ("--resume" in words) == same
         assert (record["course"]["total_loss"][0] == 7.0) == same
+        assert (record["peak_memory_mib"] is None) == same, "that of the last process is too little"
         how = "it goes on from its last checkpoint" if same else "the run is repeated"
         assert how in capsys.readouterr().out
 
@@ -431,7 +501,26 @@ def without_reading(function):
     return plan_of
 
 
-class TestOldRecords:
+class TestRecords:
+    def test_a_record_is_of_a_run_however_it_is_spelt(self):
+        run = Run("configs/a.py", overrides=("x=1", "y=2"), learning_rate=0.1, seed=3)
+        record = {**run.identity("abc"), "bbox/AP": 40.0}
+        shared = dict(learning_rate=0.1, seed=3)
+        assert is_record_of(record, Run("./configs/a.py", **shared).identity("abc"))
+        assert not is_record_of(record, run.identity("abd"))
+        for other in (
+            Run("configs/b.py", **shared),  # the rows would be called otherwise
+            Run("configs/a.py", "focal", **shared),
+            Run("configs/a.py", None, "x=1", **shared),
+            Run("configs/a.py", learning_rate=0.2, seed=3),
+            Run("configs/a.py", learning_rate=0.1, seed=4),
+            Run("configs/a.py", splits=("train", None), **shared),
+            Run("configs/a.py", splits=(None, "val"), **shared),
+        ):
+            assert not is_record_of(record, other.identity("abc")), other
+        focal = Run("a.py", "focal").identity("abc")
+        assert is_record_of(focal, Run("b.py", "focal").identity("abc"))
+
     def test_a_record_of_before_counts_where_it_agrees(self):
         old = {"config": FULL, "learning_rate": 0.04, "seed": 0}
         old.update(train_split="train", test_split="val")
@@ -474,8 +563,41 @@ class TestOldRecords:
             with pytest.raises(BadInput, match="r.json: holds no records"):
                 Output(str(tmp_path / "r.json"))
 
+    def test_what_cannot_be_written_leaves_no_file(self, tmp_path):
+        with pytest.raises(ValueError):
+            write_json(str(tmp_path / "r.json"), {"x": float("nan")})
+        (tmp_path / "folder.json").mkdir()
+        with pytest.raises(OSError):
+            write_json(str(tmp_path / "folder.json"), {})
+        assert os.listdir(tmp_path) == ["folder.json"]
+
+    def test_an_output_that_cannot_be_written_any_more_is_one_line(self, tmp_path):
+        output = Output(str(tmp_path / "folder" / "r.json"))
+        (tmp_path / "folder").touch()
+        with pytest.raises(BadInput, match="r.json: .*; the records are in the folders"):
+            output.write([{"config": "a.py", "seed": 0}])
+
 
 class TestSideBySide:
+    def test_a_full_disk_fails_the_run_and_not_the_others(self, stage, monkeypatch, capsys):
+        def write(path, value, indent=1):
+            if path.endswith("result.json") and value["seed"] == 0:
+                raise OSError(28, "No space left on device")
+            write_json(path, value, indent)
+
+        monkeypatch.setattr("sampling_free.comparison.run.write_json", write)
+        plans, work = planned(stage, (0, 1)), side_by_side()
+
+        def full():
+            raise BadInput("r.json: No space left on device")
+
+        assert [r["seed"] for r in work.run(plans, "", full)] == [1]
+        (line,) = work.failures.values()
+        assert "config.py seed 0: " in line and "No space left" in line
+        assert line.endswith(f"see {plans[0].folder}")
+        assert not list(stage.folder.glob("runs/*/lock.json"))
+        assert "warning: r.json: No space" in capsys.readouterr().out
+
     def test_jobs_run_at_the_same_time_and_no_more_than_so_many(self, stage, monkeypatch):
         monkeypatch.setenv("SECONDS", "0.5")
         plans = planned(stage, range(4))
@@ -648,7 +770,7 @@ def test_a_real_run_of_a_baseline(tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "compare.py"), *words, "train.max_iter=2"]
     done = subprocess.run(command, capture_output=True, text=True, env=tiny_run.environment())
     assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "a folder" / "config_focal_seed0"
+    (folder,) = (tmp_path / "a folder").glob("config_focal_seed0_*")
     record = json.loads((folder / "result.json").read_text())
     assert 0 <= record["bbox/AP"] <= 100 and record["test_score_thresh"] == 0.001
     assert record["at_default_threshold"]["test_score_thresh"] == 0.05

@@ -22,10 +22,14 @@ there is a row for each rate.
 
 Every run is a call of train_net.py in a process of its own, in a folder of its own, whose
 result.json is whole or absent. A second call does only what is missing, on another machine too if
-the folder is copied there. tools/render_tables.py puts --output into the documentation.
+the folder is copied there; runs of other settings stay beside it. One --output is for one
+comparison: records of others in it stay, but its summary is that of the last one to end.
+tools/render_tables.py puts it into the documentation.
 """
 
 import argparse
+import math
+import os
 import re
 import signal
 import sys
@@ -48,7 +52,7 @@ from sampling_free.comparison.side_by_side import POLL, SideBySide
 from sampling_free.comparison.store import Output
 from sampling_free.comparison.summary import summarise
 from sampling_free.comparison.table import summary_table
-from sampling_free.errors import BadInput
+from sampling_free.errors import BadInput, require_writable
 from sampling_free.variants import VARIANTS
 
 TRAIN_NET = str(Path(__file__).resolve().parents[1] / "train_net.py")
@@ -84,7 +88,7 @@ def parse_args(words):
     parser.add_argument(
         "--final", nargs=2, default=[None, None], metavar=("TRAIN", "TEST"), help="splits"
     )
-    parser.add_argument("--output", metavar="JSON", help="all records and the summary")
+    parser.add_argument("--output", metavar="JSON", help="the records and the summary")
     parser.add_argument("--folder", default="output/compare", help="of the runs")
     parser.add_argument("--report", metavar="HTML", help="a page with curves and pictures")
     parser.add_argument("--jobs", default=1, type=int, help="runs side by side")
@@ -93,13 +97,16 @@ def parse_args(words):
     args = parser.parse_args(words)
     args.overrides = overrides
     _check(args)
+    args.seeds = list(dict.fromkeys(args.seeds))
+    args.rates = args.rates and list(dict.fromkeys(args.rates))
     return args
 
 
 def without_overrides(words):
     """Parts the key=value words of a command line from the others, which argparse understands.
 
-    A word right behind an option is the option's; so is all behind --vary.
+    A word right behind an option is the option's, unless that has its value behind a =; so is all
+    behind --vary.
 
     Args:
         words (list[str]):
@@ -110,7 +117,7 @@ def without_overrides(words):
     others, overrides, before, option = [], [], "", None
     for word in words:
         option = word if word.startswith("--") else option
-        is_value = before.startswith("--") or option == "--vary"
+        is_value = before.startswith("--") and "=" not in before or option == "--vary"
         # A variant's own overrides stand behind a colon.
         if not is_value and re.match(r"[\w.+~]+=", word):
             overrides.append(word)
@@ -135,6 +142,25 @@ def _check(args):
     for option in ("jobs", "threads"):
         if getattr(args, option) < 1:
             raise BadInput(f"--{option} {getattr(args, option)}: give a whole number from 1 up")
+    for rate in args.rates or []:
+        if not 0 < rate < math.inf:
+            raise BadInput(f"--rates {rate:g}: give numbers above 0")
+    for seed in args.seeds:
+        if seed < 0:
+            raise BadInput(f"--seeds {seed}: give whole numbers from 0 up")
+
+
+def _require_places(args):
+    """Raises BadInput unless all that is written can be, before hours of training."""
+    require_writable("--output", args.output)
+    require_writable("--report", args.report)
+    reason = "no permission"
+    try:
+        os.makedirs(args.folder, exist_ok=True)
+    except OSError as e:
+        reason = e.strerror
+    if not (os.path.isdir(args.folder) and os.access(args.folder, os.W_OK | os.X_OK)):
+        raise BadInput(f"--folder {args.folder}: cannot be written ({reason}); give another folder")
 
 
 def chosen_rates(runs, records):
@@ -185,6 +211,7 @@ def compare(args, poll=POLL):
     # Before the first run, though the rates may not be chosen yet: a mistake is known now.
     finals = plan(with_seeds(with_rates(runs, rates), args.seeds, args.final), args.folder)
 
+    _require_places(args)
     output = Output(args.output)
     workshop = Workshop(TRAIN_NET, args.threads, args.jobs, Processes(), Detections())
     work = SideBySide(workshop, output, poll)
@@ -194,14 +221,13 @@ def compare(args, poll=POLL):
         finals = plan(with_seeds(runs, args.seeds, args.final), args.folder)
     records = work.run(finals, "final runs", lambda: output.write(tried + work.done(finals)))
     rows = summarise(records)
-    output.write(tried + records, rows)
-
     head, cells = summary_table(rows)
     print(tabulate(cells, head, tablefmt="github", disable_numparse=True))
     if len(args.seeds) == 1:
         print("One seed each: nothing follows from one seed.")
     if any(record.get("jobs", 1) > 1 for record in records):
         print("Runs shared the machine with others: read seconds and memory with care.")
+    output.write(tried + records, rows)
     if args.report:
         from sampling_free.comparison.report import write_report
 

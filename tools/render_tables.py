@@ -139,7 +139,8 @@ def guides(records):
     columns = sorted({x["iterations"] for r in records for x in r.get("curves", [])})
     rows = []
     for r in records:
-        ratios = {x["iterations"]: x["guide/r"] for x in r.get("curves", [])}
+        curves = r.get("curves", [])
+        ratios = {x["iterations"]: x["guide/r"] for x in curves if x.get("guide/r") is not None}
         cells = [f"{ratios[c]:.3g}" if c in ratios else "-" for c in columns]
         guide = r["override"].partition("=")[2]
         ap = f"{r['bbox/AP']:.1f}" if "bbox/AP" in r else "not finite"

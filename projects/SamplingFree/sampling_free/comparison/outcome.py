@@ -93,12 +93,13 @@ def last_scores(folder):
 def curves(rows):
     """CURVES at POINTS and at the end, from the lines of a metrics.json.
 
-    A line has the median of the last 20 iterations.
+    A line has the median of the last 20 iterations. What is not finite, as in a run that diverged,
+    is None.
     """
     logged = [row for row in rows if any(key in row for key in CURVES)]
     chosen = [row for row in logged if row["iteration"] + 1 in POINTS or row is logged[-1]]
     return [
-        {"iterations": row["iteration"] + 1, **{k: row[k] for k in CURVES if k in row}}
+        {"iterations": row["iteration"] + 1, **{k: finite(row[k]) for k in CURVES if k in row}}
         for row in chosen
     ]
 
@@ -153,9 +154,9 @@ def read_evaluation(folder):
 
 
 def _read_json(folder, name):
-    """The content of a file; None if it is absent or torn."""
+    """The content of a file, None for a number that is not finite; None if it is absent or torn."""
     try:
         with open(os.path.join(folder, name)) as f:
-            return json.load(f)
+            return json.load(f, parse_constant=lambda name: None)
     except (OSError, ValueError):
         return None

@@ -106,19 +106,20 @@ def plan(runs, folder):
         BadInput: an unknown variant, a misspelt key, two runs of one name.
     """
     planned = [_planned(run, folder) for run in dict.fromkeys(runs)]
-    by_folder = {}
+    by_name = {}
     for one in planned:
-        other = by_folder.setdefault(one.folder, one)
+        other = by_name.setdefault(one.run.name, one)
         if other is not one:
             raise BadInput(
-                f"{other.run.config} and {one.run.config}: both would run in {one.folder}; give "
-                "the files different names"
+                f"{other.run.config} and {one.run.config}: both would be called {one.run.name}; "
+                "give the files different names"
             )
     return planned
 
 
 def _planned(run, folder):
     cfg = quietly(load_config, run.config, run.changes(), variant=run.variant)
+    digest = config_digest(cfg)
     extra = ["train.num_pictures=0"]
     if run.watched and not run.choosing:
         period = max(1, cfg.train.max_iter // MEASUREMENTS)
@@ -128,8 +129,8 @@ def _planned(run, folder):
     is_baseline = run.variant in BASELINES and not run.choosing and "evaluator" in cfg.dataloader
     return Planned(
         run,
-        os.path.join(folder, run.name),
-        run.identity(config_digest(cfg)),
+        os.path.join(folder, run.folder(digest)),
+        run.identity(digest),
         _facts(cfg),
         ("train.expected_results=[]", *extra),  # numbers are wanted, no verdict
         usual_settings(cfg) if is_baseline else (),

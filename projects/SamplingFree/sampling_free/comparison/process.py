@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 
 class Ended(NamedTuple):
@@ -13,11 +13,12 @@ class Ended(NamedTuple):
 
     Attributes:
         code (int): its exit status; negative for the signal that killed it.
-        peak_memory_mib (float): resident memory, at most.
+        peak_memory_mib (float or None): resident memory, at most; None where an earlier process
+            has done a part.
     """
 
     code: int
-    peak_memory_mib: float
+    peak_memory_mib: Optional[float]
 
 
 class Stopped(Exception):

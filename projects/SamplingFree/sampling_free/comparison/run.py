@@ -18,7 +18,7 @@ from .lock import Lock
 from .plan import quietly
 from .precision_recalls import Detections
 from .process import Processes
-from .store import PLAN, RESULT, read_json, write_json
+from .store import PLAN, RESULT, has_begun, read_json, require_not_another, write_json
 
 USUAL = "default_threshold"  # folder of the second evaluation, in that of the run
 # A folder with one of these is of a run and may be emptied.
@@ -56,7 +56,8 @@ class Workshop:
             planned (Planned): its folder is locked, and :func:`prepare` has been called.
 
         Returns:
-            Ended
+            Ended: of the training. Its memory is None where it went on from a checkpoint, be it the
+            last one: what the process before took is not known.
 
         Raises:
             RunFailed, Stopped
@@ -66,6 +67,8 @@ class Workshop:
         resume = ["--resume"] if os.path.exists(os.path.join(folder, "last_checkpoint")) else []
         lock = Lock(folder)
         ended = self._call([*resume, *planned.run.arguments(extra)], folder, lock)
+        if resume:
+            ended = ended._replace(peak_memory_mib=None)
         if ended.code == 0 and planned.usual:
             weights = quoted(os.path.join(folder, "model_final.pth"))
             folder = os.path.join(folder, USUAL)
@@ -97,6 +100,7 @@ class Workshop:
 
         Raises:
             RunFailed
+            OSError: as of a full disk.
         """
         folder = planned.folder
         failed = outcome.error_line(folder) if ended.code == 2 else None  # 2 is for one clear line
@@ -159,13 +163,14 @@ def prepare(planned):
         bool: whether it is half done and kept.
 
     Raises:
-        BadInput: the folder holds something else than a run.
+        BadInput: the folder holds something else than a run, or a finished run of something else.
+        OSError: as of a full disk.
     """
     folder = planned.folder
-    path = os.path.join(folder, PLAN)
+    require_not_another(planned)
     names = [name for name in os.listdir(folder) if name != LOCK]
     can_go_on = os.path.exists(os.path.join(folder, "last_checkpoint"))
-    if can_go_on and read_json(path) == planned.identity:
+    if can_go_on and has_begun(planned):
         return True
     if names and not any(sign in names for sign in SIGNS):
         raise BadInput(
@@ -175,7 +180,7 @@ def prepare(planned):
     for name in names:
         one = os.path.join(folder, name)
         shutil.rmtree(one) if os.path.isdir(one) and not os.path.islink(one) else os.remove(one)
-    write_json(path, planned.identity)
+    write_json(os.path.join(folder, PLAN), planned.identity)
     return False
 
 

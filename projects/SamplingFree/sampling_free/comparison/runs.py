@@ -9,6 +9,10 @@ from typing import Optional
 
 from omegaconf import DictConfig, OmegaConf
 
+# What makes two runs one, beside the digest of the whole config; the rest is how it was spelt.
+SAME = ("variant", "override", "learning_rate", "seed", "train_split", "test_split", "digest")
+SPELLING = ("config", "overrides")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -41,7 +45,7 @@ class Run:
 
     @property
     def name(self):
-        """str: of its folder; what a folder or an override cannot bear is replaced."""
+        """str: how its folder begins; what a folder or an override cannot bear is replaced."""
         stem = os.path.splitext(os.path.basename(self.config))[0]
         rate = self.learning_rate and f"lr{self.learning_rate}"
         tags = [stem, self.variant, slug(self.override), rate, f"seed{self.seed}", *self.splits]
@@ -77,8 +81,16 @@ class Run:
         variant = ["--variant", self.variant] if self.variant else []
         return ["--config-file", self.config, *variant, *self.changes(), *extra]
 
+    def folder(self, digest):
+        """str: the name of its folder; runs of other settings have others.
+
+        Args:
+            digest (str): of :func:`config_digest`.
+        """
+        return f"{self.name}_{digest[:6]}"
+
     def identity(self, digest):
-        """dict: what must be the same for a run to be done already.
+        """dict: what a record says of what was run, for :func:`is_record_of`.
 
         Args:
             digest (str): of :func:`config_digest`.
@@ -118,14 +130,35 @@ def slug(text):
 
 
 def is_record_of(record, identity):
-    """Whether a record is of this run; one of before has no variant, overrides and digest.
+    """Whether a record is of this run.
+
+    One of before has no digest: then the config's path and all overrides must be the same.
 
     Args:
         record (dict):
         identity (dict): of :meth:`Run.identity`.
     """
+    if "digest" in record:
+        return is_same_run(record, identity)
     known = {"overrides": [], "digest": identity["digest"], **record}
     return all(known.get(key) == value for key, value in identity.items())
+
+
+def is_same_run(record, other):
+    """Whether two records are of one run, wherever its config lay and however it was overridden.
+
+    Without a variant the config's file has to be called the same, as the rows are called after it.
+
+    Args:
+        record, other (dict): the first with a digest.
+    """
+    is_same = all(record.get(key) == other.get(key) for key in SAME)
+    return is_same and bool(record.get("variant") or _file(record) == _file(other))
+
+
+def respelt(record, identity):
+    """A record with the config's path and the overrides as they are given now, for one table."""
+    return {**record, **{key: identity[key] for key in SPELLING if key in record}}
 
 
 def config_digest(cfg):
@@ -142,6 +175,10 @@ def config_digest(cfg):
     values = OmegaConf.to_container(cfg, resolve=True)
     text = json.dumps(_named(values), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _file(record):
+    return os.path.basename(record.get("config") or "")
 
 
 def _named(value):

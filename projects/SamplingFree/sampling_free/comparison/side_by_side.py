@@ -35,7 +35,7 @@ class SideBySide:
         Args:
             plan (list[Planned]):
             title (str): of the progress bar.
-            after (callable): called after each run that was done now.
+            after (callable): called after each run that was done now; its BadInput is a warning.
 
         Returns:
             list[dict]: the records of the runs that are done, in the order of the plan.
@@ -100,7 +100,7 @@ class SideBySide:
         reason = why_repeated(one)
         try:
             goes_on = prepare(one)
-        except BadInput as e:
+        except (BadInput, OSError) as e:
             lock.release()
             self._fail(one, e)
             return False
@@ -123,11 +123,17 @@ class SideBySide:
         except (RunFailed, BadInput) as e:
             self._fail(one, e)
             return
+        except OSError as e:  # a full disk; the other runs may still do
+            self._fail(one, f"{one.run.title}: {e}; see {one.folder}")
+            return
         finally:
             lock.release()
         self.records[one.folder] = record
-        after()
         tqdm.write(f"{one.run.title}: {result_line(record)}")
+        try:
+            after()
+        except BadInput as e:
+            tqdm.write(f"warning: {e}")
 
     def _fail(self, one, error):
         self.failures[one.folder] = str(error)

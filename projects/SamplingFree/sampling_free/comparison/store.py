@@ -3,11 +3,12 @@
 A file is written beside its place and then moved there, so that it is whole at any moment.
 """
 
+import contextlib
 import json
 import os
 
 from ..errors import BadInput
-from .runs import is_record_of
+from .runs import is_record_of, is_same_run, respelt
 from .summary import GROUP
 
 RESULT = "result.json"  # in the folder of a run
@@ -16,19 +17,26 @@ BULK = ("course", "score_histograms", "precision_recall", "folder")  # stays in 
 
 
 def write_json(path, value, indent=1):
-    """Writes a file as a whole.
+    """Writes a file as a whole, or leaves none.
 
     Args:
         path (str): its folder is made.
         value (object): without NaN, which JSON does not have.
         indent (int or None): None for one long line.
+
+    Raises:
+        OSError: as of a full disk.
     """
+    text = json.dumps(value, indent=indent, allow_nan=False)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w") as f:
-        json.dump(value, f, indent=indent, allow_nan=False)
-        f.write("\n")
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w") as f:
+            f.write(f"{text}\n")
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # it is in its place already
+            os.remove(temporary)
 
 
 def read_json(path):
@@ -49,11 +57,24 @@ def result_of(planned):
     Returns:
         dict or None: None if it is absent, torn, unfinished or of another run.
     """
-    record = read_json(os.path.join(planned.folder, RESULT))
-    is_whole = isinstance(record, dict) and record.get("complete") is True
-    if is_whole and is_record_of(record, planned.identity):
-        return {**record, "folder": planned.folder}
+    record = _finished(planned.folder)
+    if record and is_record_of(record, planned.identity):
+        return {**respelt(record, planned.identity), "folder": planned.folder}
     return None
+
+
+def require_not_another(planned):
+    """Raises BadInput if a finished run of something else is in the folder."""
+    record = _finished(planned.folder)
+    if record and not is_record_of(record, planned.identity):
+        path = os.path.join(planned.folder, RESULT)
+        raise BadInput(f"{path} is of another run; move it away or give another --folder")
+
+
+def has_begun(planned):
+    """bool: whether the files in the folder are of this run."""
+    begun = read_json(os.path.join(planned.folder, PLAN))
+    return isinstance(begun, dict) and is_record_of(begun, planned.identity)
 
 
 def why_repeated(planned):
@@ -63,28 +84,24 @@ def why_repeated(planned):
         str or None: None if nothing has been there.
     """
     path = os.path.join(planned.folder, RESULT)
-    record = read_json(path)
     if os.path.exists(path):
-        if not isinstance(record, dict) or record.get("complete") is not True:
-            return f"{path} is torn"
-        return f"{path} is of another run: {_difference(record, planned.identity)}"
-    begun = read_json(os.path.join(planned.folder, PLAN))
-    if begun == planned.identity:
+        return f"{path} is torn"
+    if has_begun(planned):
         return f"{planned.folder} is unfinished"
     rest = [name for name in os.listdir(planned.folder) if name != "lock.json"]
     return f"{planned.folder} holds the files of another run" if rest else None
 
 
-def _difference(record, identity):
-    """The first thing in which a record is not of this run."""
-    for key, value in identity.items():
-        if record.get(key) != value and key != "digest":
-            return f"{key} was {record.get(key)!r}, is {value!r}"
-    return "the config has changed"
+def _finished(folder):
+    """The record in a folder of any run; None if it is absent, torn or unfinished."""
+    record = read_json(os.path.join(folder, RESULT))
+    return record if isinstance(record, dict) and record.get("complete") is True else None
 
 
 class Output:
     """The file of all records; other runs in it stay.
+
+    Its summary is that of the last comparison to end: one file is for one comparison.
 
     Args:
         path (str or None): None for no file.
@@ -109,7 +126,8 @@ class Output:
 
     def find(self, planned):
         """The record of a run, or None."""
-        return next((r for r in self._content()[0] if is_record_of(r, planned.identity)), None)
+        records = (r for r in self._content()[0] if is_record_of(r, planned.identity))
+        return next((respelt(r, planned.identity) for r in records), None)
 
     def write(self, records, summary=None):
         """Puts records into the file; nothing is written if nothing is new.
@@ -117,6 +135,9 @@ class Output:
         Args:
             records (list[dict]): of the runs that are done.
             summary (list[dict] or None): its rows; None for the ones in the file.
+
+        Raises:
+            BadInput: it cannot be written, as on a full disk.
         """
         if not self.path:
             return
@@ -127,11 +148,21 @@ class Output:
         is_old = all(record in old for record in new.values())
         if is_old and (old_summary is None or summary in (None, old_summary)):
             return
-        others = [record for record in old if _key(record) not in new]
+        others = [r for r in old if not (_key(r) in new or _is_among(r, new.values()))]
         rows = old_summary if summary is None else summary
-        write_json(self.path, {"runs": others + list(new.values()), "summary": rows or []})
+        try:
+            write_json(self.path, {"runs": others + list(new.values()), "summary": rows or []})
+        except OSError as e:
+            raise BadInput(
+                f"{self.path}: {e.strerror}; the records are in the folders of the runs"
+            ) from e
 
 
 def _key(record):
-    """What a record is of, whatever its config was then."""
-    return (*(record.get(key) for key in (*GROUP, "seed")), *(record.get("overrides") or []))
+    """What a record is of, whatever was in its config then."""
+    return (*(record.get(k) for k in (*GROUP, "seed")), *sorted(record.get("overrides") or []))
+
+
+def _is_among(record, others):
+    """Whether one of them is of the same run, spelt in another way."""
+    return "digest" in record and any(is_same_run(record, other) for other in others)
