@@ -12,6 +12,7 @@ from detectron2.data import get_detection_dataset_dicts
 
 from sampling_free import add_sampling_free_config, convert
 from sampling_free.config import TRAIN_DEFAULTS, load_config
+from sampling_free.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,11 +28,18 @@ def test_every_file_that_the_readme_names_exists():
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("path", ["docs/convert.md", "MODEL_ZOO.md"])
+@pytest.mark.parametrize(
+    "path", ["docs/convert.md", "docs/guides.md", "docs/imbalance.md", "MODEL_ZOO.md"]
+)
 def test_every_link_of_the_other_pages_leads_somewhere(path):
     links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / path).read_text())
     assert links
     assert [x for x in links if not (ROOT / path).parent.joinpath(x).exists()] == []
+
+
+def test_every_variant_is_in_the_documentation():
+    page = (ROOT / "docs" / "imbalance.md").read_text()
+    assert VARIANTS.keys() <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_the_model_zoo_has_every_config_of_coco_and_voc():
