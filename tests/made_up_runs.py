@@ -78,7 +78,10 @@ def made_up_run(variant, seed, folder=None):
 def made_up_course(rng, pull, guided):
     """The numbers of the training; the monitor's at each second place."""
     t = np.linspace(0, 1, len(ITERATIONS))
-    noise = lambda: np.exp(0.1 * rng.normal(size=len(t)))  # noqa: E731
+
+    def noise():
+        return np.exp(0.1 * rng.normal(size=len(t)))
+
     box, cls = 1.2 * np.exp(-1.1 * t) * noise(), 3 * np.exp(-2 * t) * noise()
     course = {"loss_cls": box if guided else cls, "loss_box_reg": box}
     course["total_loss"] = course["loss_cls"] + box
