@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from matplotlib.image import imread
-from tiny_run import FOCAL, REPO, environment, only_error, write_config
+from tiny_run import FOCAL, REPO, call_main, environment, only_error, write_config
 from yaml_files import FASTER
 
 import check_imbalance as script
@@ -19,16 +19,7 @@ def main(monkeypatch, capsys):
 
     def call(config, *arguments):
         words = ["check_imbalance.py", "--config-file", config, *arguments]
-        monkeypatch.setattr("sys.argv", list(map(str, words)))
-        capsys.readouterr()
-        code = 0
-        try:
-            script.main()
-        except SystemExit as e:
-            code = e.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
+        return call_main(script, words, monkeypatch, capsys)
 
     return call
 

@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from pycocotools.coco import COCO
-from tiny_run import NUM_CLASSES, only_error, write_config
+from tiny_run import NUM_CLASSES, call_main, only_error, write_config
 
 import pick_threshold as script
 from sampling_free.best_threshold import BestThreshold, best_f1_threshold
@@ -39,16 +39,7 @@ def main(tiny, monkeypatch, capsys):
 
     def call(*arguments, config=tiny[0]):
         arguments = ["--config-file", config, *map(str, arguments)]
-        monkeypatch.setattr("sys.argv", ["pick_threshold.py", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            script.main()
-        except SystemExit as e:
-            code = e.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
+        return call_main(script, ["pick_threshold.py", *arguments], monkeypatch, capsys)
 
     return call
 

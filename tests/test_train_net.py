@@ -15,6 +15,7 @@ from tiny_run import (
     FOCAL,
     OWN_CONFIG,
     REPO,
+    call_main,
     command,
     environment,
     error_line,
@@ -45,15 +46,7 @@ def main(monkeypatch, capsys):
     monkeypatch.setattr(script, "setup_logger", lambda *args, **kwargs: None)
 
     def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["train_net.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            script.main()
-        except SystemExit as e:
-            code = e.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
+        code, _, err = call_main(script, ["train_net.py", *arguments], monkeypatch, capsys)
         return code, err
 
     return call

@@ -264,3 +264,17 @@ def only_error(text):
 def dicts_of(source):
     """Dataset dicts from a call that is not Detectron2's ``get_detection_dataset_dicts``."""
     return DatasetCatalog.get(source)
+
+
+def call_main(script, words, monkeypatch, capsys):
+    """Calls ``main`` of a script in this process; returns the exit code, stdout and stderr."""
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    capsys.readouterr()
+    code = 0
+    try:
+        script.main()
+    except SystemExit as e:
+        code = e.code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err

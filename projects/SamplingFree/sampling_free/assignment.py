@@ -13,6 +13,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 
 from .detectors.atss import ATSS
+from .detectors.rpn import one_class
 from .errors import BadInput
 
 
@@ -129,8 +130,7 @@ class _RPNAssignment(Assignment):
     @torch.no_grad()
     def labels_and_boxes(self, levels, instances):
         labels, boxes = self.head.label_and_sample_anchors(levels, [instances.to(self.device)])
-        # 1 is an object, 0 background there.
-        return torch.where(labels[0] < 0, labels[0], 1 - labels[0]), boxes[0]
+        return one_class(labels[0]), boxes[0]
 
     def matching(self):
         threshold = float(self.head.anchor_boundary_thresh)

@@ -15,10 +15,12 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import get_event_storage
+from fvcore.nn import sigmoid_focal_loss
 from torch.nn import functional as F
 
 from .classification_loss import sigmoid_bce_all
 from .detectors.atss import ATSS
+from .detectors.rpn import one_class
 from .errors import BadInput
 
 KINDS = (RetinaNet, FCOS, RPN, FastRCNNOutputLayers)
@@ -57,8 +59,7 @@ class CapturedHead:
         _, self.outputs, labels, deltas, _, *quality = arguments
         self.loc_outputs = [*deltas, *(x for xs in quality for x in xs)]
         labels = torch.stack(labels)  # (N, R)
-        if isinstance(head, RPN):  # 1 is an object, 0 background there
-            labels = torch.where(labels < 0, labels, 1 - labels)
+        labels = one_class(labels) if isinstance(head, RPN) else labels
         self.labels = list(labels.split([x.shape[1] for x in self.outputs], dim=1))
 
     def name_terms(self, losses):
@@ -184,14 +185,11 @@ class CapturedHead:
             plain, gradients = plain.gather(1, largest)[:, 0], gradients.gather(1, largest)[:, 0]
             return losses * _weights(gradients, plain)
         target = target[:, :-1]
-        signs = 1 - 2 * target
-        losses = F.softplus(signs * logits)
         if self.is_focal:
             alpha, gamma = self.head.focal_loss_alpha, self.head.focal_loss_gamma
-            losses = losses * (signs * logits).sigmoid() ** gamma
-            if alpha >= 0:
-                losses = losses * (alpha * target + (1 - alpha) * (1 - target))
-            return losses.sum(dim=1)
+            return sigmoid_focal_loss(logits, target, alpha, gamma).sum(dim=1)
+        signs = 1 - 2 * target
+        losses = F.softplus(signs * logits)
         return (losses * _weights(gradients, signs * (signs * logits).sigmoid())).sum(dim=1)
 
 

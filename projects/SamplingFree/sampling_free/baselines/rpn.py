@@ -12,6 +12,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, 
 from detectron2.utils.events import get_event_storage
 
 from ..detectors.box_loss import dense_box_loss
+from ..detectors.rpn import one_class
 from .ghm import BINS, GHMC, MOMENTUM
 from .ohem import NMS_THRESH, hard_anchors, require_hard
 
@@ -142,8 +143,3 @@ class GHMRPN(EveryAnchor, RPN):
             "loss_rpn_loc": loss_box / max(num_foreground, 1),
         }
         return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
-
-
-def one_class(gt_labels):
-    """From the RPN's labels (0 background, 1 foreground) to those of one class, 0, and 1."""
-    return torch.where(gt_labels < 0, gt_labels, 1 - gt_labels)

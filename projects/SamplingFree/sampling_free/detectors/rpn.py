@@ -87,9 +87,9 @@ class SamplingFreeRPN(PriorBias, RPN):
         self.require_prior()
         gt_labels = torch.stack(gt_labels)  # (N, R)
         foreground = gt_labels == 1
-        # One class, 0, and background, 1.
-        labels = torch.where(gt_labels < 0, gt_labels, 1 - gt_labels)
-        labels_of_levels = labels.split([x.shape[1] for x in pred_objectness_logits], dim=1)
+        labels_of_levels = one_class(gt_labels).split(
+            [x.shape[1] for x in pred_objectness_logits], dim=1
+        )
         logits = [x.unsqueeze(2) for x in pred_objectness_logits]  # (N, Hi*Wi*A, 1)
         cls_weight = self.loss_weight.get("loss_rpn_cls", 1.0)
         sum_cls = cls_weight * sum(map(sigmoid_bce_all, logits, labels_of_levels))
@@ -121,3 +121,8 @@ class SamplingFreeRPN(PriorBias, RPN):
             "loss_rpn_loc": losses.loss_loc,
             **losses.extra("loss_rpn_guide"),
         }
+
+
+def one_class(gt_labels):
+    """From the RPN's labels (0 background, 1 foreground) to those of one class, 0, and 1."""
+    return torch.where(gt_labels < 0, gt_labels, 1 - gt_labels)
