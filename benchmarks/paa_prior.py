@@ -32,9 +32,8 @@ def count(model, record):
     instances = record["instances"].to(model.device)
     features = model.backbone(model.preprocess_image([record]).tensor)
     features = [features[f] for f in model.head_in_features]
-    logits, deltas, _ = model._transpose_dense_predictions(
-        model.head(features), [model.num_classes, 4, 1]
-    )
+    logits, deltas, _ = model.head(features)
+    (deltas,) = model._transpose_dense_predictions([deltas], [4])
     anchors = model.anchor_generator(features)
     labels, _ = model.label_by_prediction(anchors, [instances], logits, deltas)
     objects = model.candidate_objects(Boxes.cat(anchors), instances.gt_boxes)  # (R,)

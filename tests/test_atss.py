@@ -5,7 +5,14 @@ import torch
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from literal_points import square_anchors
-from tiny_points import CLASSES, SAMPLING_FREE, check_losses, expected_losses, points_model
+from tiny_points import (
+    CLASSES,
+    SAMPLING_FREE,
+    check_losses,
+    expected_losses,
+    logits_of,
+    points_model,
+)
 
 from sampling_free import ATSS, PAA
 
@@ -41,7 +48,7 @@ def _losses(model, anchors, sizes, logits, deltas, quality, labels, boxes):
     with EventStorage() as storage:
         losses = model.losses(
             [Boxes(x) for x in anchors.split(sizes)],
-            list(logits.split(sizes, dim=1)),
+            logits_of(model, logits, sizes),
             list(labels),
             list(deltas.split(sizes, dim=1)),
             list(boxes),

@@ -169,8 +169,10 @@ def test_cross_entropy_is_the_loss_of_a_detector_that_weighs_nothing(kind):
 def test_scores_of_sigmoids_are_picked_by_label():
     (call,), _ = calls_of(detector("retinanet", 1.0), batch(3, 2))
     right, others = [], []
-    for logits, labels in zip(call.outputs, call.labels):
-        for row, label in zip(logits.detach().flatten(0, 1), labels.flatten().tolist()):
+    for x, labels in zip(call.outputs, call.labels):
+        num_anchors = labels.shape[1] // (x.shape[2] * x.shape[3])
+        rows = x.detach().unflatten(1, (num_anchors, 3)).permute(0, 3, 4, 1, 2).flatten(0, 3)
+        for row, label in zip(rows, labels.flatten().tolist()):
             if label == 3:
                 others.append(row.sigmoid())
             elif label >= 0:

@@ -6,6 +6,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from tiny import WIDTH, batch, train_step
 from tiny_detectors import stock_fcos, tiny_fcos
+from tiny_points import logits_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -73,7 +74,7 @@ def _losses(model, points, sizes, logits, deltas, centerness, labels, boxes):
     with EventStorage() as storage:
         losses = model.losses(
             [Boxes(a) for a in anchors.split(sizes)],
-            list(logits.split(sizes, dim=1)),
+            logits_of(model, logits, sizes),
             list(labels),
             list(deltas.split(sizes, dim=1)),
             _boxes_argument(model, boxes),

@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from literal_points import decoded, iou, paa_candidates, square_anchors
 from tiny import batch, train_step
-from tiny_points import paa_targets, points_model, raw_outputs
+from tiny_points import as_levels, paa_targets, points_model, raw_outputs
 
 from sampling_free import PAA, BadInput, SamplingFreePAA
 from sampling_free.step import PrecisionTrainer
@@ -24,7 +24,7 @@ def _labels(model, inputs):
     labels, boxes = model.label_by_prediction(
         [Boxes(torch.from_numpy(x).float()) for x in LEVELS],
         [x["instances"] for x in inputs],
-        [x.float() for x in logits],
+        as_levels([x.float() for x in logits]),
         [x.float() for x in deltas],
     )
     return torch.stack(list(labels)), torch.stack(list(boxes))
@@ -115,7 +115,8 @@ def test_without_focal_loss_both_parts_of_the_anchors_losses_have_the_same_sum()
                 labels[n, r] = instances.gt_classes[g]
     foreground = labels < 3
     loc = torch.rand(int(foreground.sum())) + 0.1
-    anchors_losses = model.anchor_losses(logits.float(), labels, foreground, loc) - loc
+    levels = as_levels(logits.float().split([len(x) for x in LEVELS], dim=1))
+    anchors_losses = model.anchor_losses(levels, labels, foreground, loc) - loc
     right = torch.nn.functional.one_hot(labels, 4)[..., :3].double()
     every = torch.nn.functional.binary_cross_entropy_with_logits(logits, right, reduction="none")
     expected = every.sum(dim=2)[foreground] / every.sum() * loc.sum()
@@ -130,7 +131,7 @@ def test_no_gradient_flows_through_the_assignment(cls):
     )
     anchors = [Boxes(torch.from_numpy(x).float()) for x in LEVELS]
     labels, boxes = model.label_by_prediction(
-        anchors, [x["instances"] for x in inputs], logits, deltas
+        anchors, [x["instances"] for x in inputs], as_levels(logits), deltas
     )
     assert not any(x.requires_grad for x in [*labels, *boxes])
 

@@ -47,6 +47,17 @@ def points_model(cls, **kwargs):
     return model
 
 
+def logits_of(model, logits, sizes):
+    """Logits (N, R, K) as a detector's losses take them: of a sampling-free one (N, K, Hi, Wi)."""
+    levels = list(logits.split(sizes, dim=1))
+    return as_levels(levels) if is_sampling_free(model) else levels
+
+
+def as_levels(rows):
+    """Of each level (N, Hi * Wi, K) as (N, K, Hi * Wi, 1)."""
+    return [x.transpose(1, 2).unsqueeze(3) for x in rows]
+
+
 def points_cfg(name, *pairs):
     """The CfgNode of a small detector on the CPU, from Detectron2's own file."""
     cfg = get_cfg()

@@ -11,6 +11,7 @@ import contextlib
 import torch
 from detectron2.layers import cat
 from detectron2.modeling import RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
@@ -33,7 +34,8 @@ class CapturedHead:
     Attributes:
         head (nn.Module): a RetinaNet, FCOS, RPN or box predictor, or a subclass of one.
         num_classes (int): K.
-        outputs (list[Tensor]): classification logits as the loss got them, in the graph.
+        outputs (list[Tensor]): classification logits as the loss got them, in the graph: rows of
+            classes, or (N, A*K, Hi, Wi) as the head gives them.
         labels (list[Tensor]): for each of ``outputs`` (..., R): -1 ignored, 0..K-1 foreground of
             that class, K background.
         loc_outputs (list[Tensor]): box deltas and, where there is one, the quality estimate.
@@ -60,7 +62,7 @@ class CapturedHead:
         self.loc_outputs = [*deltas, *(x for xs in quality for x in xs)]
         labels = torch.stack(labels)  # (N, R)
         labels = one_class(labels) if isinstance(head, RPN) else labels
-        self.labels = list(labels.split([x.shape[1] for x in self.outputs], dim=1))
+        self.labels = list(labels.split([self._rows(x).shape[1] for x in self.outputs], dim=1))
 
     def name_terms(self, losses):
         """Finds the terms under the names of the whole model, as of the stages of a cascade."""
@@ -82,17 +84,42 @@ class CapturedHead:
         columns = self.num_classes + self.is_softmax
         shaped = []
         for x, labels in zip(values, self.labels):
-            x = x.detach().float()
+            x = self._rows(x.detach().float())
             x = x.unsqueeze(-1) if x.dim() == labels.dim() else x  # an RPN's have no last axis
             x = x.flatten(0, -2)
             shaped.append(x[:, :columns])  # of sigmoids in a RoI head the last is unused
         return shaped
+
+    def _rows(self, x):
+        """(N, Hi*Wi*A, K), also of what the head gave as (N, A*K, Hi, Wi)."""
+        return permute_to_N_HWA_K(x, self.num_classes) if x.dim() == 4 else x
 
     def rows(self):
         """(foreground, background): lists of bool (rows,) for each of ``outputs``."""
         labels = [x.reshape(-1) for x in self.labels]
         foreground = [(x >= 0) & (x < self.num_classes) for x in labels]
         return foreground, [x == self.num_classes for x in labels]
+
+    def masked(self, values, masks):
+        """
+        Args:
+            values (list[Tensor]): like ``outputs``.
+            masks (list[Tensor]): as of :meth:`rows`.
+
+        Returns:
+            list[Tensor]: the values, zero outside the masks.
+        """
+        result = []
+        for x, mask, labels in zip(values, masks, self.labels):
+            mask = mask.view(labels.shape)  # (..., R)
+            if x.dim() == 4:
+                num, channels, height, width = x.shape
+                mask = mask.view(num, height, width, -1).permute(0, 3, 1, 2)  # (N, A, Hi, Wi)
+                mask = mask.repeat_interleave(channels // mask.shape[1], dim=1)
+            elif x.dim() > mask.dim():
+                mask = mask.unsqueeze(-1)
+            result.append(x * mask)
+        return result
 
     @property
     def num_foreground(self):

@@ -1,71 +1,126 @@
 """Sigmoid cross entropy over *every* sample and class: nothing sampled, nothing re-weighted.
 
-    N images   R anchors (or points) of all levels   K classes
+    N images   R anchors (or points) of all levels   K classes   A anchors at each of H x W places
 
     sum over valid rows of  softplus(x),  with -x at the one right class of each foreground row
 
-No target tensor is needed. And it is exact where ``F.binary_cross_entropy_with_logits`` is not:
-that computes x - logsigmoid(x), which cancels at the scores near the prior. With all logits at
-logit(1e-5) its float32 sum is 4.6 % off, with 1e-7 it is zero. Its gradient is right, but the
-guide divides by the value (measured in tests/test_classification_loss.py).
+The order of a sum does not matter, so that the outputs of the head are read as they lie in memory:
+they are not permuted, concatenated or masked, and no target tensor is made. Between forward and
+backward nothing is kept but the logits themselves; the backward pass writes their gradient once,
+sigmoid(x) - y times whatever the loss was multiplied by afterwards: the guide's r, 1 / N_f, the
+factor of a GradScaler.
+
+And it is exact where ``F.binary_cross_entropy_with_logits`` is not: that computes
+x - logsigmoid(x), which cancels at the scores near the prior. With all logits at logit(1e-5) its
+float32 sum is 4.6 % off, with 1e-7 it is zero. Its gradient is right, but the guide divides by the
+value (measured in tests/test_classification_loss.py).
 """
 
 import torch
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
+
+from .kernels import anchors_and_classes, kernel_of
 
 
+@torch.compiler.disable
 def sigmoid_bce_all(logits, labels):
     """Binary cross entropy summed over all non-ignored rows and all classes, in float32.
 
+    For any detector; Detectron2 is not needed. Inside ``torch.compile`` it runs as it is, between
+    two graphs.
+
     Args:
-        logits (Tensor): (..., R, K), any floating type; computed in float32 whatever it is, also
-            under autocast (scores near the prior are subnormal in float16).
-        labels (Tensor): (..., R), integer: -1 ignored, 0..K-1 foreground of that class,
-            K background.
+        logits (Tensor or list[Tensor]): (..., R, K), or for each level (N, A*K, Hi, Wi) as a
+            convolution gives them, the K classes of an anchor side by side; any floating type.
+            Computed in float32 whatever it is, also under autocast (scores near the prior are
+            subnormal in float16).
+        labels (Tensor): (..., R), or (N, R) of all levels one after another, each ordered by
+            place and anchor; integer: -1 ignored, 0..K-1 foreground of that class, K background.
 
     Returns:
-        Tensor: float32 scalar, connected to ``logits`` even when no row is valid.
+        Tensor: float32 scalar, connected to ``logits`` even when no row is valid. It has a first
+        derivative only.
 
     Raises:
         ValueError: if the shapes do not fit.
     """
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}")
-    num_classes = logits.shape[-1]
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.reshape(-1, num_classes).float()
-        labels = labels.reshape(-1)
-        background = F.softplus(logits).sum(dim=1).masked_fill(labels != num_classes, 0).sum()
-        rows, signs = _foreground(labels, num_classes)
-        return background + F.softplus(signs * logits[rows]).sum()
+    levels, labels = _as_levels(logits, labels)
+    if not any(x.numel() for x in levels):
+        return torch.stack([x.float().sum() for x in levels]).sum()
+    return _SigmoidBCE.apply(labels, *levels)
 
 
 @torch.no_grad()
+@torch.compiler.disable
 def sigmoid_bce_gradient_norm(logits, labels):
     """L1 norm of the gradient of :func:`sigmoid_bce_all` with respect to the logits.
 
     The gradient is sigmoid(x) - y, so no backward pass is needed. In float32.
 
     Args:
-        logits, labels (Tensor): as in :func:`sigmoid_bce_all`.
+        logits, labels: as in :func:`sigmoid_bce_all`.
 
     Returns:
         Tensor: float32 scalar >= 0.
     """
-    num_classes = logits.shape[-1]
-    logits, labels = logits.reshape(-1, num_classes).float(), labels.reshape(-1)
-    background = logits.sigmoid().sum(dim=1).masked_fill(labels != num_classes, 0).sum()
-    rows, signs = _foreground(labels, num_classes)
-    return background + (signs * logits[rows]).sigmoid().sum()
+    levels, labels = _as_levels(logits, labels)
+    if not any(x.numel() for x in levels):
+        return torch.zeros((), device=labels.device)
+    kernel = kernel_of(labels)
+    with torch.autocast(labels.device.type, enabled=False):
+        return kernel.gradient_norm(levels, kernel.find_targets(levels, labels))
 
 
-def _foreground(labels, num_classes):
-    """Indices (F,) of the foreground rows, and (F, K) -1 at the right class, 1 at the others.
+class _SigmoidBCE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, labels, *levels):
+        kernel = kernel_of(labels)
+        with torch.autocast(labels.device.type, enabled=False):
+            targets = kernel.find_targets(levels, labels)
+            loss = kernel.total_loss(levels, targets)
+        ctx.save_for_backward(*levels)
+        ctx.kernel, ctx.targets = kernel, targets
+        return loss
 
-    They are summed apart: softplus(x) - x cancels where the one right class is certain.
-    """
-    rows = ((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)
-    return rows, 1 - 2 * F.one_hot(labels[rows].long(), num_classes)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale):
+        with torch.autocast(scale.device.type, enabled=False):
+            return None, *ctx.kernel.gradients(ctx.saved_tensors, ctx.targets, scale)
+
+
+def _as_levels(logits, labels):
+    """Both forms of logits as a list of (N, A*K, Hi, Wi), dense in memory; labels as (N, R)."""
+    if isinstance(logits, torch.Tensor):
+        if logits.shape[:-1] != labels.shape:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}"
+            )
+        # One image whose places are the rows, in memory with the channels last.
+        rows = logits.reshape(-1, logits.shape[-1])
+        levels, labels = [rows.t()[None, :, :, None]], labels.reshape(1, -1)
+    else:
+        levels = list(logits)
+        _require_fitting(levels, labels)
+    return [_dense(x) for x in levels], labels
+
+
+def _require_fitting(levels, labels):
+    shapes = [tuple(x.shape) for x in levels]
+    fits = labels.dim() == 2 and levels and all(len(s) == 4 for s in shapes)
+    if fits and labels.shape[1] > 0 and any(h * w for _, _, h, w in shapes):
+        num_anchors, num_classes = anchors_and_classes(levels, labels)
+        num_places = sum(h * w for _, _, h, w in shapes)
+        channels = num_anchors * num_classes
+        fits = labels.shape[1] == num_anchors * num_places
+        fits &= all(s[:2] == (len(labels), channels) for s in shapes)
+    if not fits:
+        raise ValueError(f"levels {shapes} do not fit labels {tuple(labels.shape)}")
+
+
+def _dense(x):
+    is_dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x if is_dense else x.contiguous()
 
 
 @torch.no_grad()

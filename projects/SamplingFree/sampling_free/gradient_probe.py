@@ -152,7 +152,7 @@ def _measure_head(call, losses, features, with_parts):
     gradients = _gradients(losses[cls], call.outputs)
     outputs, at_features, whole = {cls: 0.0}, {cls: 0.0}, None
     for part, masks in zip(PARTS, call.rows()):
-        masked = [_masked(g, m, x) for g, m, x in zip(gradients, masks, call.labels)]
+        masked = call.masked(gradients, masks)
         outputs[f"{cls}/{part}"] = sum(g.double().abs().sum().item() for g in masked)
         pushed = _gradients(call.outputs, features, masked)
         at_features[f"{cls}/{part}"] = _norm(pushed)
@@ -245,12 +245,6 @@ def _gradients(losses, inputs, weights=None):
     """Zeros where an input plays no part."""
     found = torch.autograd.grad(losses, inputs, weights, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs)]
-
-
-def _masked(gradient, mask, labels):
-    """(..., R) or (..., R, K), zero outside the ``mask``, (rows,)."""
-    mask = mask.view(labels.shape)
-    return gradient * (mask if gradient.dim() == mask.dim() else mask.unsqueeze(-1))
 
 
 def _norm(tensors):

@@ -1,5 +1,7 @@
 """The box loss of a RetinaNet or an RPN: Detectron2's, with the settings of the head."""
 
+import torch
+from detectron2.layers import cat
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 
 
@@ -15,12 +17,14 @@ def dense_box_loss(head, anchors, pred_anchor_deltas, gt_boxes, foreground):
     Returns:
         Tensor: scalar, summed over the foreground and its coordinates.
     """
+    # Detectron2's function encodes every anchor before it drops the background.
+    images, rows = foreground.nonzero(as_tuple=True)
     return _dense_box_regression_loss(
-        anchors,
+        [type(anchors[0]).cat(anchors)[rows]],
         head.box2box_transform,
-        pred_anchor_deltas,
-        gt_boxes,
-        foreground,
+        [cat(pred_anchor_deltas, dim=1)[images, rows].unsqueeze(0)],
+        [torch.stack(gt_boxes)[images, rows]],
+        torch.ones_like(rows, dtype=torch.bool).unsqueeze(0),
         box_reg_loss_type=head.box_reg_loss_type,
         smooth_l1_beta=head.smooth_l1_beta,
     )

@@ -71,10 +71,11 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
         """
         num_foreground = foreground.sum()
         with torch.autocast(foreground.device.type, enabled=False):
-            points, gt, deltas, centerness = foreground_rows(
-                anchors, (pred_anchor_deltas, pred_centerness), gt_boxes, foreground
+            target = self.compute_ctrness_targets(anchors, gt_boxes).unsqueeze(2)  # (N, R, 1)
+            points, gt, deltas, centerness, target = foreground_rows(
+                anchors, (pred_anchor_deltas, pred_centerness, [target]), gt_boxes, foreground
             )
-            target = self.compute_ctrness_targets(anchors, gt_boxes)[foreground]  # (N_f,)
+            target = target.squeeze(1)  # (N_f,)
             boxes = require_finite(self.box2box_transform.apply_deltas(deltas, points))
             box_loss = giou_loss(boxes, gt, reduction="none")
             sum_ctr = F.binary_cross_entropy_with_logits(

@@ -82,7 +82,7 @@ class PAA(ATSS):
             predictions, [self.num_classes, 4, 1]
         )
         anchors = self.anchor_generator(features)
-        labels, boxes = self.label_by_prediction(anchors, gt_instances, logits, deltas)
+        labels, boxes = self.label_by_prediction(anchors, gt_instances, predictions[0], deltas)
         return self.losses(anchors, logits, labels, deltas, boxes, quality)
 
     @torch.no_grad()
@@ -91,7 +91,8 @@ class PAA(ATSS):
         Args:
             anchors (list[Boxes]): one for each level.
             gt_instances (list[Instances]): N times the ground truth.
-            pred_logits, pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi, K or 4).
+            pred_logits (list[Tensor]): for each level (N, K, Hi, Wi), as the head gives them.
+            pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi, 4).
 
         Returns:
             tuple[list[Tensor], list[Tensor]]: as ``ATSS.label_anchors``.
@@ -101,17 +102,16 @@ class PAA(ATSS):
             self.candidate_objects(all_anchors, x.gt_boxes) for x in gt_instances
         ]  # N times (R,)
         labels, boxes = map(torch.stack, self.labels_and_boxes(objects, gt_instances))
-        logits = torch.cat(pred_logits, dim=1).float()  # (N, R, K)
         deltas = torch.cat(pred_anchor_deltas, dim=1).float()  # (N, R, 4)
-        losses = torch.zeros_like(logits[..., 0])  # (N, R)
+        losses = torch.zeros_like(deltas[..., 0])  # (N, R)
         foreground = labels != self.num_classes
-        with torch.autocast(logits.device.type, enabled=False):
+        with torch.autocast(deltas.device.type, enabled=False):
             rows = all_anchors.tensor.expand(len(labels), -1, -1)[foreground]
             predicted = require_finite(
                 self.box2box_transform.apply_deltas(deltas[foreground], rows)
             )
             loc = giou_loss(predicted, boxes[foreground], reduction="none")
-            losses[foreground] = self.anchor_losses(logits, labels, foreground, loc)
+            losses[foreground] = self.anchor_losses(pred_logits, labels, foreground, loc)
         sizes = [len(x) for x in anchors]
         matched = [paa_match(x, k, sizes, self.topk) for x, k in zip(losses, objects)]
         return self.labels_and_boxes(matched, gt_instances)
@@ -132,11 +132,11 @@ class PAA(ATSS):
         indices, labels = self.matcher(pairwise_iou(gt_boxes[objects], anchors))
         return torch.where(labels == 1, objects[indices], -1)
 
-    def anchor_losses(self, logits, labels, foreground, loc):
+    def anchor_losses(self, pred_logits, labels, foreground, loc):
         """What the network says of each candidate: classification plus localisation loss.
 
         Args:
-            logits (Tensor): (N, R, K).
+            pred_logits (list[Tensor]): for each level (N, K, Hi, Wi).
             labels (Tensor): (N, R) of the candidates' objects, 0..K-1; K elsewhere.
             foreground (Tensor): (N, R) bool: the candidates, M in all.
             loc (Tensor): (M,) GIoU loss of each.
@@ -144,9 +144,10 @@ class PAA(ATSS):
         Returns:
             Tensor: (M,)
         """
-        one_hot = F.one_hot(labels[foreground], self.num_classes).to(logits.dtype)  # (M, K)
+        logits = logits_at(pred_logits, foreground)  # (M, K)
+        one_hot = F.one_hot(labels[foreground], self.num_classes).to(logits.dtype)
         cls = sigmoid_focal_loss_jit(
-            logits[foreground], one_hot, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+            logits, one_hot, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         return cls.sum(dim=1) + loc
 
@@ -171,7 +172,10 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
 
     loss_names = PAA.loss_names
 
-    def anchor_losses(self, logits, labels, foreground, loc):
+    def assign(self, anchors, gt_instances, pred_logits, pred_anchor_deltas):
+        return self.label_by_prediction(anchors, gt_instances, pred_logits, pred_anchor_deltas)
+
+    def anchor_losses(self, pred_logits, labels, foreground, loc):
         """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.
 
         Its sum over all anchors is scaled to that of the localisation loss, as in the authors'
@@ -179,5 +183,21 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
         """
         rows = labels[foreground]
         signs = 1 - 2 * F.one_hot(rows, self.num_classes)
-        cls = F.softplus(signs * logits[foreground]).sum(dim=1)  # (M,)
-        return cls * loc.sum() / sigmoid_bce_all(logits, labels) + loc
+        cls = F.softplus(signs * logits_at(pred_logits, foreground)).sum(dim=1)  # (M,)
+        return cls * loc.sum() / sigmoid_bce_all(pred_logits, labels) + loc
+
+
+def logits_at(pred_logits, mask):
+    """
+    Args:
+        pred_logits (list[Tensor]): for each level (N, K, Hi, Wi).
+        mask (Tensor): (N, R) bool, with M true.
+
+    Returns:
+        Tensor: (M, K) float32, image by image.
+    """
+    masks = mask.split([x.shape[2] * x.shape[3] for x in pred_logits], dim=1)
+    levels = list(zip(pred_logits, masks))
+    return torch.cat(
+        [x[i].flatten(1).t()[m[i]] for i in range(len(mask)) for x, m in levels]
+    ).float()

@@ -36,12 +36,25 @@ class GuidedPoints(PriorBias):
         self.guide_log = GuideLog()
         self.init_prior(prior)
 
+    def forward_training(self, images, features, predictions, gt_instances):
+        pred_logits, *others = predictions
+        pred_anchor_deltas, pred_quality = self._transpose_dense_predictions(others, [4, 1])
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.assign(anchors, gt_instances, pred_logits, pred_anchor_deltas)
+        return self.losses(
+            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality
+        )
+
+    def assign(self, anchors, gt_instances, pred_logits, pred_anchor_deltas):
+        """Labels and boxes of the anchors; PAA takes what was predicted into account."""
+        return self.label_anchors(anchors, gt_instances)
+
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality):
         """
         Args:
             anchors (list[Boxes]): one for each level.
-            pred_logits, pred_anchor_deltas, pred_quality (list[Tensor]): for each level
-                (N, Hi*Wi, K or 4 or 1).
+            pred_logits (list[Tensor]): for each level (N, K, Hi, Wi), as the head gives them.
+            pred_anchor_deltas, pred_quality (list[Tensor]): for each level (N, Hi*Wi, 4 or 1).
             gt_labels (list[Tensor]): N times (R,): 0..K-1 foreground, K background.
             gt_boxes (list[Boxes or Tensor]): N times (R, 4), of the matched objects; for FCOS it
                 depends on the version of Detectron2 which of the two.
@@ -54,7 +67,6 @@ class GuidedPoints(PriorBias):
         self.require_prior()
         gt_labels = torch.stack(gt_labels)  # (N, R)
         foreground = gt_labels != self.num_classes
-        labels_of_levels = gt_labels.split([x.shape[1] for x in pred_logits], dim=1)
 
         def sums_loc(deltas, quality):
             return self.localisation(anchors, deltas, quality, gt_boxes, foreground)[0]
@@ -63,13 +75,13 @@ class GuidedPoints(PriorBias):
             anchors, pred_anchor_deltas, pred_quality, gt_boxes, foreground
         )
         losses = guided_losses(
-            sum(map(sigmoid_bce_all, pred_logits, labels_of_levels)),
+            sigmoid_bce_all(pred_logits, gt_labels),
             sums,
             foreground.sum(),
             self.guide,
             loc_normalizers=normalizers,
             gradient_norms=lambda: gradient_norms(
-                sum(map(sigmoid_bce_gradient_norm, pred_logits, labels_of_levels)),
+                sigmoid_bce_gradient_norm(pred_logits, gt_labels),
                 sums_loc,
                 pred_anchor_deltas,
                 pred_quality,
@@ -95,8 +107,9 @@ def foreground_rows(anchors, predictions, gt_boxes, foreground):
     """
     anchors = Boxes.cat(anchors).tensor.expand(len(gt_boxes), -1, -1)  # (N, R, 4)
     gt_boxes = torch.stack([getattr(x, "tensor", x) for x in gt_boxes])
-    rows = [anchors[foreground], gt_boxes[foreground].float()]
-    return (*rows, *(cat(x, dim=1)[foreground].float() for x in predictions))
+    where = foreground.nonzero(as_tuple=True)  # once: a GPU has to be waited for
+    rows = [anchors[where], gt_boxes[where].float()]
+    return (*rows, *(cat(x, dim=1)[where].float() for x in predictions))
 
 
 def require_finite(boxes):

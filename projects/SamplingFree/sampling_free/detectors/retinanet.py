@@ -2,7 +2,7 @@
 
     N images   R anchors of all levels   K classes
 
-Only ``losses`` differs from Detectron2's class; parameters, assignment and inference are its own.
+Only the losses differ from Detectron2's class; parameters, assignment and inference are its own.
 """
 
 import torch
@@ -62,11 +62,19 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
             "box_reg_loss_weight": node.BOX_REG_LOSS_WEIGHT,
         }
 
+    def forward_training(self, images, features, predictions, gt_instances):
+        pred_logits, pred_anchor_deltas = predictions  # (N, A*K, Hi, Wi) and (N, A*4, Hi, Wi)
+        (pred_anchor_deltas,) = self._transpose_dense_predictions([pred_anchor_deltas], [4])
+        anchors = self.anchor_generator(features)
+        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
+        return self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """
         Args:
             anchors (list[Boxes]): one for each level.
-            pred_logits, pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, K or 4).
+            pred_logits (list[Tensor]): for each level (N, A*K, Hi, Wi), as the head gives them.
+            pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, 4).
             gt_labels (list[Tensor]): N times (R,): -1 ignored, 0..K-1 foreground, K background.
             gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
 
@@ -76,25 +84,20 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
             storage gets "guide/r" and "guide/loss_cls_raw", the loss before scaling.
         """
         self.require_prior()
-        gt_labels = torch.stack(gt_labels)
+        gt_labels = torch.stack(gt_labels)  # (N, R)
         foreground = (gt_labels >= 0) & (gt_labels != self.num_classes)
-        labels_of_levels = gt_labels.split([x.shape[1] for x in pred_logits], dim=1)
-        # Of each level (N, Hi*Wi*A, K) and (N, Hi*Wi*A).
-        sum_cls = sum(map(sigmoid_bce_all, pred_logits, labels_of_levels))
 
         def sum_box(deltas):
             loss = dense_box_loss(self, anchors, deltas, gt_boxes, foreground)
             return self.box_reg_loss_weight * loss
 
         losses = guided_losses(
-            sum_cls,
+            sigmoid_bce_all(pred_logits, gt_labels),
             sum_box(pred_anchor_deltas),
             foreground.sum(),
             self.guide,
             gradient_norms=lambda: gradient_norms(
-                sum(map(sigmoid_bce_gradient_norm, pred_logits, labels_of_levels)),
-                sum_box,
-                pred_anchor_deltas,
+                sigmoid_bce_gradient_norm(pred_logits, gt_labels), sum_box, pred_anchor_deltas
             ),
         )
         scalars = {"num_pos_anchors": per_image(losses.num_foreground, len(gt_labels))}

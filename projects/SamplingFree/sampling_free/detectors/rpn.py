@@ -87,24 +87,22 @@ class SamplingFreeRPN(PriorBias, RPN):
         self.require_prior()
         gt_labels = torch.stack(gt_labels)  # (N, R)
         foreground = gt_labels == 1
-        labels_of_levels = one_class(gt_labels).split(
-            [x.shape[1] for x in pred_objectness_logits], dim=1
-        )
-        logits = [x.unsqueeze(2) for x in pred_objectness_logits]  # (N, Hi*Wi*A, 1)
+        labels = one_class(gt_labels)
+        # One class, and a column of Hi*Wi*A places.
+        logits = [x[:, None, :, None] for x in pred_objectness_logits]
         cls_weight = self.loss_weight.get("loss_rpn_cls", 1.0)
-        sum_cls = cls_weight * sum(map(sigmoid_bce_all, logits, labels_of_levels))
 
         def sum_box(deltas):
             weight = self.loss_weight.get("loss_rpn_loc", 1.0)
             return weight * dense_box_loss(self, anchors, deltas, gt_boxes, foreground)
 
         losses = guided_losses(
-            sum_cls,
+            cls_weight * sigmoid_bce_all(logits, labels),
             sum_box(pred_anchor_deltas),
             foreground.sum(),
             self.guide,
             gradient_norms=lambda: gradient_norms(
-                cls_weight * sum(map(sigmoid_bce_gradient_norm, logits, labels_of_levels)),
+                cls_weight * sigmoid_bce_gradient_norm(logits, labels),
                 sum_box,
                 pred_anchor_deltas,
             ),
