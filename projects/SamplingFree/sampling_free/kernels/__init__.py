@@ -1,6 +1,7 @@
 """Sigmoid cross entropy over everything, level by level: once in plain PyTorch, once in Triton.
 
-    N images   A anchors at each place   K classes   H x W places of a level   R anchors of all levels
+    N images   A anchors at each place   K classes   H x W places of a level
+    R anchors of all levels
 
 Both files have the same functions of L levels (N, A*K, Hi, Wi), dense in memory in any order:
 
