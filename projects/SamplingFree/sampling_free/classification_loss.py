@@ -17,17 +17,15 @@ value (measured in tests/test_classification_loss.py).
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .kernels import anchors_and_classes, kernel_of
+from .kernels import kernel_of
 
 
 @torch.compiler.disable
 def sigmoid_bce_all(logits, labels):
     """Binary cross entropy summed over all non-ignored rows and all classes, in float32.
 
-    For any detector; Detectron2 is not needed. Inside ``torch.compile`` it runs as it is, between
-    two graphs.
+    For any detector's outputs. Inside ``torch.compile`` it runs as it is, between two graphs.
 
     Args:
         logits (Tensor or list[Tensor]): (..., R, K), or for each level (N, A*K, Hi, Wi) as a
@@ -78,15 +76,17 @@ class _SigmoidBCE(torch.autograd.Function):
         with torch.autocast(labels.device.type, enabled=False):
             targets = kernel.find_targets(levels, labels)
             loss = kernel.total_loss(levels, targets)
-        ctx.save_for_backward(*levels)
+        ctx.save_for_backward(*levels, labels)
         ctx.kernel, ctx.targets = kernel, targets
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, scale):
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let it pass
+            raise RuntimeError("sigmoid_bce_all has no second derivative: no create_graph=True")
+        *levels, _ = ctx.saved_tensors
         with torch.autocast(scale.device.type, enabled=False):
-            return None, *ctx.kernel.gradients(ctx.saved_tensors, ctx.targets, scale)
+            return None, *ctx.kernel.gradients(levels, ctx.targets, scale)
 
 
 def _as_levels(logits, labels):
@@ -107,15 +107,21 @@ def _as_levels(logits, labels):
 
 def _require_fitting(levels, labels):
     shapes = [tuple(x.shape) for x in levels]
-    fits = labels.dim() == 2 and levels and all(len(s) == 4 for s in shapes)
-    if fits and labels.shape[1] > 0 and any(h * w for _, _, h, w in shapes):
-        num_anchors, num_classes = anchors_and_classes(levels, labels)
-        num_places = sum(h * w for _, _, h, w in shapes)
-        channels = num_anchors * num_classes
-        fits = labels.shape[1] == num_anchors * num_places
-        fits &= all(s[:2] == (len(labels), channels) for s in shapes)
-    if not fits:
+    if not _fit(shapes, labels.shape):
         raise ValueError(f"levels {shapes} do not fit labels {tuple(labels.shape)}")
+
+
+def _fit(shapes, labels_shape):
+    if len(labels_shape) != 2 or not shapes or any(len(s) != 4 for s in shapes):
+        return False
+    (num_images, num_rows), channels = labels_shape, shapes[0][1]
+    if any(s[:2] != (num_images, channels) for s in shapes):
+        return False
+    num_places = sum(h * w for _, _, h, w in shapes)
+    if num_places == 0 or num_rows == 0:
+        return num_places == num_rows
+    num_anchors, rest = divmod(num_rows, num_places)
+    return num_anchors > 0 and rest == 0 and channels % num_anchors == 0
 
 
 def _dense(x):

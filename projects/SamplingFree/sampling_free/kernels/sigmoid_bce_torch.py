@@ -86,14 +86,14 @@ def _gradient(x, positive, special, scale):
     result = torch.empty_like(x)
     flat, flat_result = _in_memory_order(x), _in_memory_order(result)
     for piece, out in zip(flat.split(PIECE), flat_result.split(PIECE)):
+        is_float = piece.dtype == torch.float32
         piece = piece.float()
-        in_float = out if out.dtype == torch.float32 else torch.empty_like(piece)
         # This is scale * sigmoid(x), in one pass over the memory.
         torch.ops.aten.softplus_backward.grad_input(
-            scale.expand_as(piece), piece, 1.0, 20.0, grad_input=in_float
+            scale.expand_as(piece), piece, 1.0, 20.0, grad_input=out if is_float else piece
         )
-        if in_float is not out:
-            out.copy_(in_float)
+        if not is_float:
+            out.copy_(piece)
     flat_result.index_fill_(0, special, 0)
     flat_result[positive] = (-scale * torch.sigmoid(-flat[positive].float())).to(x.dtype)
     return result
@@ -125,11 +125,14 @@ def _softplus_sum(x, special):
     from 1, which is as exact as the scores are.
     """
     columns = -(-len(x) >> FOLDS)
-    scores = torch.empty(columns << FOLDS, device=x.device)
-    torch.sigmoid(x.float(), out=scores[: len(x)])
+    scores = torch.empty(columns << FOLDS, dtype=torch.float32, device=x.device)
+    if x.dtype == torch.float32:
+        torch.sigmoid(x, out=scores[: len(x)])
+    else:
+        scores[: len(x)].copy_(x).sigmoid_()
     scores[len(x) :].zero_()
     scores.index_fill_(0, special, 0)
-    folded, one = scores, torch.ones((), device=x.device)
+    folded, one = scores, torch.ones((), dtype=torch.float32, device=x.device)
     for _ in range(FOLDS):
         a, b = folded.chunk(2)
         folded = torch.lerp(a, one, b)  # 1 - (1 - a)(1 - b) = a + b (1 - a)

@@ -52,7 +52,7 @@ def gradient_norm(levels, targets):
 def _total(levels, targets, kind):
     # Each program has a place of its own for its sum, so that the result repeats bit for bit.
     sums = [
-        torch.empty(_num_programs(x, t.num_classes), device=x.device)
+        torch.empty(_num_programs(x, t.num_classes), dtype=torch.float32, device=x.device)
         for x, t in zip(levels, targets)
     ]
     for x, t, out in zip(levels, targets, sums):
@@ -79,28 +79,30 @@ def _launch(x, targets, out, scale, kind):
     num_places = x.shape[2] * x.shape[3]
     if x.numel() == 0:
         return
-    _sigmoid_bce[(_num_programs(x, num_classes),)](
-        x,
-        labels,
-        out,
-        x if scale is None else scale,
-        start,
-        labels.stride(0),
-        x.shape[1] // num_classes,
-        num_classes,
-        num_places,
-        x.stride(0),
-        x.stride(1),
-        x.stride(3) if x.shape[3] > 1 else x.stride(2),
-        kind,
-        PLACES,
-        min(CLASSES, triton.next_power_of_2(num_classes)),
-    )
+    with torch.cuda.device_of(x):  # Triton takes the current GPU otherwise
+        _sigmoid_bce[(_num_programs(x, num_classes),)](
+            x,
+            labels,
+            out,
+            x if scale is None else scale,
+            start,
+            labels.stride(0),
+            x.shape[1] // num_classes,
+            num_classes,
+            num_places,
+            x.stride(0),
+            x.stride(1),
+            x.stride(3) if x.shape[3] > 1 else x.stride(2),
+            kind,
+            PLACES,
+            min(CLASSES, triton.next_power_of_2(num_classes)),
+        )
 
 
 @triton.jit
 def _exp(x):
     """exp(x) for x <= 0; the hardware's 2^y of y = x log2(e) would be 7e-7 off at x = -11.5."""
+    x = tl.where(x < -104.0, -104.0, x)  # there it is 0; -inf would be -inf + inf
     n = tl.floor(x * LOG2_E + 0.5)
     rest = x - n * LN2_HIGH - n * LN2_LOW
     return tl.exp(rest) * tl.exp2(n)
