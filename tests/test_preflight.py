@@ -86,6 +86,18 @@ def test_at_most_so_many_images_are_counted_evenly_spread(trained, num, expected
         assert max(gaps) - min(gaps) <= 1 and seen[-1] - seen[0] == 11
 
 
+@pytest.mark.parametrize("is_fast, expected", [(True, 12), (False, 7)])
+def test_without_a_number_all_are_counted_where_that_is_fast(
+    trained, monkeypatch, is_fast, expected
+):
+    monkeypatch.setattr(preflight, "MOST_COUNTED", 7)
+    # A size that is drawn for every image.
+    slow = "dataloader.train.mapper.augmentations=[{_target_: detectron2.data.transforms.RandomCrop"
+    slow += ", crop_type: relative, crop_size: [0.9, 0.9]}]"
+    found = check(trained / "config.py", *([] if is_fast else [slow]))
+    assert found.estimate.num_images == expected
+
+
 @pytest.mark.parametrize("num", [0, -3, math.nan, True])
 def test_no_images_are_refused(trained, num):
     with pytest.raises(BadInput, match="--images"):

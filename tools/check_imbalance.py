@@ -6,7 +6,7 @@
         --json imbalance.json SOLVER.IMS_PER_BATCH 2
 
 Any detector that this project knows, stock or sampling-free, LazyConfig or YAML. Counts what is
-foreground to this detector's anchors (on at most --images of the training set), passes one batch
+foreground to this detector's anchors (on --images of the training set), passes one batch
 through the real model, measures the gradient of each loss, and draws it all. Nothing is trained.
 """
 
@@ -34,7 +34,10 @@ def main():
         "--variant", metavar="NAME", help="turn the config first, see train_net.py --help"
     )
     parser.add_argument(
-        "--images", type=int, default=200, metavar="N", help="images to count at most (default 200)"
+        "--images",
+        type=int,
+        metavar="N",
+        help="images to count at most (default: all, or 200 where counting is slow)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
     parser.add_argument("--picture", metavar="PNG", help="default: train.output_dir/imbalance.png")

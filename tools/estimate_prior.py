@@ -26,6 +26,13 @@ def main():
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--output", metavar="FILE", help="default: train.output_dir/prior.json")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that count, 0 for this one alone (default); the numbers are the same",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
     args = parser.parse_args()
     setup_logger(name="sampling_free")
@@ -37,6 +44,7 @@ def main():
         load_dataset(node.dataset, cfg.model),
         instantiate(node.mapper),
         dataset_names(node.dataset),
+        num_workers=args.num_workers,
     )
     print(estimate.table())
     path = args.output or os.path.join(cfg.train.output_dir, FILE_NAME)

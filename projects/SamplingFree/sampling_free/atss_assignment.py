@@ -8,7 +8,8 @@ foreground. Of several objects an anchor takes the one that it overlaps most.
 
 Source: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
 Training Sample Selection", arXiv 1912.02424, algorithm 1. No network takes part, so that the prior
-can be counted exactly.
+can be counted exactly. Every tie has a rule and every sum an order, so that ``sparse/atss.py``,
+which counts, finds the very same anchors.
 """
 
 import torch
@@ -21,7 +22,7 @@ def atss_match(levels, gt_boxes, topk=9):
     Args:
         levels (list[Boxes]): L times the anchors of a level, pixels.
         gt_boxes (Boxes): (G, 4), pixels.
-        topk (int): k, candidates of each level; of equal distances those that torch.topk takes.
+        topk (int): k, candidates of each level; of equally close ones the first.
 
     Returns:
         Tensor: (R,) index of the object of each anchor, -1 for background.
@@ -30,22 +31,22 @@ def atss_match(levels, gt_boxes, topk=9):
     if len(gt_boxes) == 0:
         return anchors.tensor.new_full((len(anchors),), -1, dtype=torch.long)
     centers = anchors.get_centers()
-    distances = torch.cdist(  # (R, G); of differences, since a product of matrices cancels
-        centers, gt_boxes.get_centers(), compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    candidates, start = [], 0
-    for level in distances.split([len(x) for x in levels]):
-        closest = level.topk(min(topk, len(level)), dim=0, largest=False).indices  # (k, G)
-        candidates.append(closest + start)
-        start += len(level)
-    candidates = torch.cat(candidates)  # (L * k, G)
+    x, y = (a[:, None] - b for a, b in zip(gt_boxes.get_centers().T, centers.T))  # (G, R)
+    # A float >= 0 is in the order of its bits; with the index in the lower half no two are equal,
+    # of which topk would choose by a rule of its own.
+    keys = x.square_().add_(y.square_()).view(torch.int32).long()
+    keys <<= 32
+    keys += torch.arange(len(anchors), device=keys.device)
+    closest = [
+        level.topk(min(topk, level.shape[1]), largest=False).values
+        for level in keys.split([len(x) for x in levels], dim=1)
+    ]
+    candidates = torch.cat(closest, dim=1).T & 0xFFFFFFFF  # (L * k, G)
 
     ious = pairwise_iou(anchors, gt_boxes)  # (R, G)
     # In float64: of equal overlaps rounding could put the mean above them all.
     of_candidates = ious.gather(0, candidates).double()
-    # The sample's standard deviation, as in the authors' code; 0 for a single candidate.
-    std = of_candidates.std(dim=0, correction=min(1, len(candidates) - 1))
-    positive = of_candidates >= of_candidates.mean(dim=0) + std
+    positive = stand_out(of_candidates)
 
     inside = pairwise_point_box_distance(centers, gt_boxes).amin(dim=2) > 0  # (R, G)
     positive &= inside.gather(0, candidates)
@@ -54,3 +55,31 @@ def atss_match(levels, gt_boxes, topk=9):
     )
     best, indices = quality.max(dim=1)
     return torch.where(best >= 0, indices, -1)
+
+
+def stand_out(overlaps):
+    """Which overlaps are at least their mean plus their standard deviation.
+
+    The deviation is that of a sample, as in the authors' code; 0 for a single candidate.
+
+    Args:
+        overlaps (Tensor or np.ndarray): (C, G) float64, of C candidates of each object.
+
+    Returns:
+        Tensor or np.ndarray: (C, G) bool.
+    """
+    num = len(overlaps)
+    above = overlaps - _sum_of_rows(overlaps) / num
+    squares = above * above
+    return (above >= 0) & (squares >= _sum_of_rows(squares) / max(num - 1, 1))
+
+
+def _sum_of_rows(rows):
+    """(G,) from (C, G), by halves: library sums take an order that hangs on the shape."""
+    while len(rows) > 1:
+        half = len(rows) // 2
+        sums = rows[:half] + rows[half : 2 * half]
+        if len(rows) % 2:
+            sums[0] += rows[-1]
+        rows = sums
+    return rows[0]

@@ -147,11 +147,11 @@ class PriorEstimate:
         return estimate
 
 
-def estimate_prior(model, dataset_dicts, mapper, names=(), *, progress=True):
+def estimate_prior(model, dataset_dicts, mapper, names=(), *, progress=True, num_workers=0):
     """Counts a training set with the detector's own labels; see :func:`count_anchors`.
 
     Args:
-        model, dataset_dicts, mapper, progress: as in :func:`count_anchors`.
+        model, dataset_dicts, mapper, progress, num_workers: as in :func:`count_anchors`.
         names (str or list[str]): registered names of the data sets, for the class names.
 
     Returns:
@@ -160,7 +160,7 @@ def estimate_prior(model, dataset_dicts, mapper, names=(), *, progress=True):
     Raises:
         BadInput: if not one anchor is foreground.
     """
-    counts = count_anchors(model, dataset_dicts, mapper, progress=progress)
+    counts = count_anchors(model, dataset_dicts, mapper, progress=progress, num_workers=num_workers)
     return estimate_from_counts(counts, model, dataset_dicts, mapper, names)
 
 

@@ -9,6 +9,7 @@ from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 
 from .checkpoint import NamingCheckpointer
+from .counting import is_fast
 from .datasets import dataset_names, instantiate_with, load_dataset, num_classes_of
 from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias
 from .errors import BadInput, require_number
@@ -21,14 +22,16 @@ logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 4  # of the batch: enough to see the sizes, and they fit
 MOST_BATCHES = 20  # to look for one with an object
+MOST_COUNTED = 200  # images, where counting is slow
 
 
-def check_imbalance(cfg, config_file="", max_images=200):
+def check_imbalance(cfg, config_file="", max_images=None):
     """
     Args:
         cfg (DictConfig): as ``load_config`` reads it.
         config_file (str): for the report.
-        max_images (int): of the training set are counted, evenly spread.
+        max_images (int or None): of the training set are counted, evenly spread. None for all, or
+            200 where counting is slow.
 
     Returns:
         Imbalance
@@ -36,7 +39,8 @@ def check_imbalance(cfg, config_file="", max_images=200):
     Raises:
         BadInput: as the training would; and if no batch has an object.
     """
-    require_number("--images", max_images, 1, float("inf"))
+    if max_images is not None:
+        require_number("--images", max_images, 1, float("inf"))
     train = cfg.dataloader.train
     dicts = load_dataset(train.dataset, cfg.model)
     names = dataset_names(train.dataset)
@@ -131,6 +135,8 @@ def _stand_in(model, inputs):
 def _estimate(cfg, model, dicts, mapper, names, max_images):
     if cfg.train.prior_file:
         return PriorEstimate.load(cfg.train.prior_file, dependencies(model, dicts, mapper, names))
+    if max_images is None:
+        max_images = len(dicts) if is_fast(model, mapper) else MOST_COUNTED
     chosen = np.linspace(0, len(dicts) - 1, min(max_images, len(dicts))).round().astype(int)
     return estimate_prior(model, [dicts[i] for i in chosen], mapper, names)
 

@@ -15,6 +15,8 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 
+from .errors import BadInput
+
 
 class View(NamedTuple):
     """One outcome of the augmentations for an image.
@@ -28,6 +30,13 @@ class View(NamedTuple):
     transforms: T.TransformList
     size: tuple
     weight: float
+
+
+def size_of(image, index):
+    """(height, width) of the image of a dataset dict; an error names it, or its index."""
+    if "height" not in image or "width" not in image:
+        raise BadInput(f"{image.get('file_name', index)}: its record has no height and width")
+    return image["height"], image["width"]
 
 
 def is_exact(augmentation):
@@ -62,30 +71,45 @@ def enumerate_views(augmentations, size):
     return views
 
 
+def choices(augmentation):
+    """What an exact augmentation chooses from, for any image.
+
+    Args:
+        augmentation (ResizeShortestEdge or RandomFlip):
+
+    Returns:
+        list[tuple[int or bool, float]]: length of the shortest edge, 0 for no resize, or whether
+        to flip; and the probability, > 0.
+    """
+    if isinstance(augmentation, T.RandomFlip):
+        both = [(False, 1 - augmentation.prob), (True, augmentation.prob)]
+        return [choice for choice in both if choice[1] > 0]
+    lengths = [int(x) for x in augmentation.short_edge_length]
+    if augmentation.is_range:
+        lengths = range(lengths[0], lengths[1] + 1)
+    counts = Counter(lengths)  # a single length is given twice
+    return [(length, count / len(lengths)) for length, count in counts.items()]
+
+
 def _outcomes(augmentation, size):
     height, width = size
     if not is_exact(augmentation):
         picture = T.AugInput(np.zeros((height, width, 3), dtype=np.uint8))
         transform = T.AugmentationList([augmentation])(picture)
         return [(transform, picture.image.shape[:2], 1.0)]
-    if isinstance(augmentation, T.RandomFlip):
-        flip = T.HFlipTransform(width) if augmentation.horizontal else T.VFlipTransform(height)
-        p = augmentation.prob
-        both = [(T.NoOpTransform(), size, 1 - p), (flip, size, p)]
-        return [outcome for outcome in both if outcome[2] > 0]
-    lengths = [int(x) for x in augmentation.short_edge_length]
-    if augmentation.is_range:
-        lengths = range(lengths[0], lengths[1] + 1)
-    counts = Counter(lengths)  # a single length is given twice
     outcomes = []
-    for length, count in counts.items():
+    for choice, probability in choices(augmentation):
         transform, new_size = T.NoOpTransform(), size
-        if length > 0:
+        if isinstance(augmentation, T.RandomFlip):
+            if choice:
+                horizontal = augmentation.horizontal
+                transform = T.HFlipTransform(width) if horizontal else T.VFlipTransform(height)
+        elif choice > 0:
             new_size = T.ResizeShortestEdge.get_output_shape(
-                height, width, length, augmentation.max_size
+                height, width, choice, augmentation.max_size
             )
             transform = T.ResizeTransform(height, width, *new_size, augmentation.interp)
-        outcomes.append((transform, new_size, count / len(lengths)))
+        outcomes.append((transform, new_size, probability))
     return outcomes
 
 

@@ -1,0 +1,45 @@
+"""What a sparse matcher is given and what it answers: many images at once, as flat arrays."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Images(NamedTuple):
+    """A batch of images, as far as the labelling of their anchors depends on them."""
+
+    boxes: np.ndarray
+    """(G, 4) float32, XYXY pixels: the objects of all images, one image after another."""
+
+    starts: np.ndarray
+    """(B + 1,) int64: image i has the boxes ``starts[i]:starts[i + 1]``."""
+
+    shapes: np.ndarray
+    """(B, L, 2) int64: height and width of the feature map of each level."""
+
+
+class Labelled(NamedTuple):
+    """The anchors of a batch that are not background, in no order."""
+
+    image: np.ndarray
+    """(M,) int64: place of the image in the batch."""
+
+    level: np.ndarray
+    """(M,) int64: level of the anchor."""
+
+    anchor: np.ndarray
+    """(M,) int64: index among the anchors of all levels of the image, in Detectron2's order.
+
+    Within a level it is ``(row * width + column) * num_cell_anchors + cell_anchor``.
+    """
+
+    object: np.ndarray
+    """(M,) int64: the matched row of ``Images.boxes``, -1 where the anchor is ignored."""
+
+
+def part_of(images, begin, end):
+    """The images from ``begin`` to before ``end`` as a batch of their own."""
+    starts = images.starts[begin : end + 1]
+    return Images(
+        images.boxes[starts[0] : starts[-1]], starts - starts[0], images.shapes[begin:end]
+    )
