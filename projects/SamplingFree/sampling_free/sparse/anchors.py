@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, pairwise_iou
 
 from .grid import Grid, iou
 from .images import Labelled
-from .parts import label_in_parts
+from .parts import InParts
 from .ragged import begins, expand
 
 MARGIN = 1 - 1e-5  # of the overlap that is required: more than float32 rounds away
@@ -27,7 +27,7 @@ NEVER = 2.0  # no IoU
 
 
 @dataclass(frozen=True, eq=False)
-class IoUMatcher:
+class IoUMatcher(InParts):
     """Detectron2's ``Matcher`` on the anchors of its ``DefaultAnchorGenerator``.
 
     Args:
@@ -47,16 +47,10 @@ class IoUMatcher:
     labels: tuple
     allow_low_quality: bool
 
-    def __call__(self, images):
-        """
-        Args:
-            images (Images): with objects of some width and height.
-
-        Returns:
-            Labelled
-        """
-        per_cell = np.array([len(x) for x in self.cell_anchors])
-        return label_in_parts(self._label, images, per_cell)
+    @property
+    def per_cell(self):
+        """(L,) anchors at each place of a level."""
+        return np.array([len(x) for x in self.cell_anchors])
 
     def _label(self, images, table):
         grid = Grid(self.cell_anchors, self.strides, self.offset, images)

@@ -16,11 +16,11 @@ import numpy as np
 
 from ..atss_assignment import stand_out
 from .grid import Grid, iou
-from .parts import label_in_parts, last_of_each_anchor
+from .parts import InParts, last_of_each_anchor
 
 
 @dataclass(frozen=True, eq=False)
-class ATSSMatcher:
+class ATSSMatcher(InParts):
     """The assignment of ``ATSS``, which stands for that of ``PAA`` too.
 
     Args:
@@ -34,16 +34,6 @@ class ATSSMatcher:
     strides: tuple
     offset: float
     topk: int
-
-    def __call__(self, images):
-        """
-        Args:
-            images (Images): any number.
-
-        Returns:
-            Labelled: nothing is ignored.
-        """
-        return label_in_parts(self._label, images)
 
     def _label(self, images, table):
         grid = Grid(self.cell_anchors, self.strides, self.offset, images)

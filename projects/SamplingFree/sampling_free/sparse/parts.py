@@ -10,7 +10,23 @@ from .images import Labelled, part_of
 MOST_OBJECTS, MOST_ANCHORS = 1024, 2**22  # of a part of several images
 
 
-def label_in_parts(label, images, per_cell=1):
+class InParts:
+    """What all matchers share; a subclass has ``_label``, see :func:`label_in_parts`."""
+
+    per_cell = 1
+
+    def __call__(self, images):
+        """
+        Args:
+            images (Images): any number, with objects of some width and height.
+
+        Returns:
+            Labelled: foreground, and what is ignored.
+        """
+        return label_in_parts(self._label, images, self.per_cell)
+
+
+def label_in_parts(label, images, per_cell):
     """
     Args:
         label (callable): gives the Labelled of Images that have objects; gets an int32 table too,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .grid import Grid
-from .parts import label_in_parts, last_of_each_anchor
+from .parts import InParts, last_of_each_anchor
 from .ragged import begins, expand
 
 LOWER, UPPER = 4, 8  # of the distance to an object's farthest side, in strides; not of the ends
@@ -21,7 +21,7 @@ PIXEL = 1.0  # more than float32 rounds away
 
 
 @dataclass(frozen=True)
-class PointMatcher:
+class PointMatcher(InParts):
     """The assignment of Detectron2's ``FCOS``, of anchors as large as the stride.
 
     Args:
@@ -34,16 +34,6 @@ class PointMatcher:
     strides: tuple
     offset: float
     radius: float
-
-    def __call__(self, images):
-        """
-        Args:
-            images (Images): any number.
-
-        Returns:
-            Labelled: nothing is ignored.
-        """
-        return label_in_parts(self._label, images)
 
     def _label(self, images, table):
         square = np.array([[-0.5, -0.5, 0.5, 0.5]], np.float32)
