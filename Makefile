@@ -21,6 +21,8 @@ D2_SOURCE := $(if $(DETECTRON2),'$(DETECTRON2)')
 export OMP_NUM_THREADS ?= 2
 # Without it two threads are slower than one while something else is running.
 export OMP_WAIT_POLICY ?= passive
+# In the order in which they are run; each has its benchmarks/bench_X.py and results/bench_X.csv.
+BENCHMARKS := loss rpn roi iteration counting
 # Every pip call below, those of tools/install_detectron2.py too.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
@@ -33,12 +35,12 @@ REMAKE := remake
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean remake
+.PHONY: help venv demo test bench lint format clean remake
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo
-	@echo 'ARGS="..." is handed on by demo and test; PYTHON=... makes .venv with another Python.'
+	@echo 'ARGS="..." is handed on by demo, test and bench; PYTHON=... makes .venv with another Python.'
 	@echo 'DETECTRON2=... takes another Detectron2: a pip requirement, a wheel or a checkout.'
 
 venv: $(STAMP)  ## set up .venv: PyTorch, Detectron2 and this package
@@ -48,6 +50,12 @@ demo: $(STAMP)  ## train and evaluate a small detector on made-up images
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)  ## measure speed and memory, for docs/performance.md
+	set -e; for name in $(BENCHMARKS); do \
+	  $(BIN)/python benchmarks/bench_$$name.py --output results/bench_$$name.csv $(ARGS); \
+	done
+	$(BIN)/python tools/render_tables.py
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .

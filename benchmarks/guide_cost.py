@@ -13,17 +13,16 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import sys
-import time
 from unittest import mock
 
 import torch
-from detectron2 import __version__ as detectron2_version
 from detectron2.config import instantiate
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from machine import default_device, device_name, versions
+from made_up import made_up_batch
+from timing import now
 from tqdm import tqdm
 
 from sampling_free import guided_loss, guides
@@ -41,21 +40,6 @@ CONFIGS = {  # and where the prior is; its value does not matter here
 }
 LIMIT = 2.0  # percent: exit code 1 from there on
 CALLERS = (points, retinanet, roi_heads, rpn)
-
-
-def made_up_batch(num_images, size, num_classes, num_objects=7, seed=0):
-    """Training inputs of noise; COCO has 7 objects in an image."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = []
-    for _ in range(num_images):
-        image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
-        corners = torch.rand(num_objects, 2, 2, generator=generator).sort(dim=1).values
-        boxes = corners.flatten(1) * torch.tensor([size[1], size[0]] * 2)
-        boxes[:, 2:] += 8  # pixels: no box without an area
-        classes = torch.randint(num_classes, (num_objects,), generator=generator)
-        instances = Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
-        batch.append({"image": image, "instances": instances})
-    return batch
 
 
 def set_guide(model, guide):
@@ -81,12 +65,6 @@ class TimedLosses:
         return guided_loss.guided_losses(*args, gradient_norms=timed, **kwargs)
 
 
-def now():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def step(model, batch, guide):
     """Seconds of a forward and backward pass, and of them for the gradients' norms."""
     set_guide(model, guide)
@@ -103,7 +81,7 @@ def step(model, batch, guide):
 
 def measure(config, override, args):
     """The record of one detector."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     cfg = load_config(config, [override])
     torch.manual_seed(0)
     model = instantiate(cfg.model).to(device).train()
@@ -127,18 +105,8 @@ def measure(config, override, args):
         "percent_more": ratios,
         "percent_more_median": statistics.median(ratios),
         "seconds": statistics.median(plain) if device == "cuda" else None,
-        **machine(),
-    }
-
-
-def machine():
-    """What a record says of the device and of the versions."""
-    return {
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
-        "torch": torch.__version__,
-        "detectron2": detectron2_version,
+        "device": device_name(device),
+        **versions(),
     }
 
 

@@ -13,7 +13,10 @@ import statistics
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from guide_cost import arguments, machine, made_up_batch, now, write_records
+from guide_cost import arguments, write_records
+from machine import default_device, device_name, versions
+from made_up import made_up_batch
+from timing import now
 from tqdm import tqdm
 
 from sampling_free.cli import load_config, one_line_errors
@@ -48,7 +51,7 @@ def measurement(model, batch):
 
 def cost(config, overrides, args):
     """The record of one detector."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     cfg = load_config(config, overrides)
     torch.manual_seed(0)
     model = instantiate(cfg.model).to(device).train()
@@ -68,7 +71,8 @@ def cost(config, overrides, args):
         "iterations": ratios,
         "iterations_median": statistics.median(ratios),
         "percent": 100 * statistics.median(ratios) / PERIOD,
-        **machine(),
+        "device": device_name(device),
+        **versions(),
     }
 
 

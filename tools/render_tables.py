@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Puts the tables of results/*.json into the documentation, between its markers.
+"""Puts the tables of results/*.json and *.csv into the documentation, between its markers.
 
     python tools/render_tables.py            # rewrites README.md, MODEL_ZOO.md and docs/
     python tools/render_tables.py --check    # exit code 1 if a table is not what the results say
@@ -9,6 +9,7 @@ joined by +.
 """
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -16,7 +17,15 @@ import sys
 
 from tabulate import tabulate
 
-DOCUMENTS = ["README.md", "MODEL_ZOO.md", "docs/guides.md", "docs/imbalance.md"]
+from bench_tables import BENCH_TABLES
+
+DOCUMENTS = [
+    "README.md",
+    "MODEL_ZOO.md",
+    "docs/guides.md",
+    "docs/imbalance.md",
+    "docs/performance.md",
+]
 MARKER = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DETECTORS = {
     "retinanet": "RetinaNet",
@@ -233,17 +242,20 @@ TABLES = {
         paa_training,
         comparison,
     )
-}
+} | BENCH_TABLES
 
 
 def read(path, key):
     """The list in a file of results.
 
     Args:
-        path (str): JSON, a list of records or what tools/compare.py writes.
-        key (str): "runs" or "summary" of the latter.
+        path (str): JSON, a list of records or what tools/compare.py writes; or CSV, whose rows are
+            dicts of text.
+        key (str): "runs" or "summary" of what tools/compare.py writes.
     """
-    with open(path) as f:
+    with open(path, newline="") as f:
+        if path.endswith(".csv"):
+            return list(csv.DictReader(f))
         content = json.load(f)
     if key == "summary" and not isinstance(content, dict):
         sys.exit(f"{path}: has no summary; run tools/compare.py with --output anew")
