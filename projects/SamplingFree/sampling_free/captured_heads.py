@@ -15,7 +15,6 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss
 from torch.nn import functional as F
 
@@ -220,14 +219,6 @@ class CapturedHead:
         return (losses * _weights(gradients, signs * (signs * logits).sigmoid())).sum(dim=1)
 
 
-def _newest_ratio(head):
-    """r of the guide, which has just been written; the stages of a cascade have names in front."""
-    if not hasattr(head, "guide_log"):
-        return None
-    latest = get_event_storage().latest()
-    return [v for k, (v, _) in latest.items() if k.endswith(f"{head.guide_log.prefix}r")][-1]
-
-
 def _weights(gradients, plain):
     return torch.where(plain == 0, torch.zeros_like(plain), gradients / plain)
 
@@ -260,7 +251,7 @@ def captured_heads(model):
             terms = losses(*args)
             call = CapturedHead(head, args, terms)
             if any(x.requires_grad for x in call.outputs):
-                call.ratio = _newest_ratio(head)
+                call.ratio = head.guide_log.ratio if hasattr(head, "guide_log") else None
                 calls.append(call)
             return terms
 

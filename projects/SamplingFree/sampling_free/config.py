@@ -37,6 +37,7 @@ TRAIN_DEFAULTS = dict(
     reset_prior=False,  # give a head that came with init_checkpoint the prior's bias
     num_pictures=0,  # detections beside ground truth, drawn at the end
     monitor_period=0,  # iterations between two measurements of the gradients; 0: none
+    skip_nonfinite=0,  # batches in a row that may be left out, if their loss is not finite
 )
 # Keys that take a number or a word, and whose nodes know which.
 WORDS = {
@@ -206,6 +207,11 @@ def _check_train(train):
         raise BadInput(
             f"train.monitor_period={train.monitor_period!r}: give a number of iterations, or 0 for "
             "no measurements"
+        )
+    if type(train.skip_nonfinite) is not int or train.skip_nonfinite < 0:
+        raise BadInput(
+            f"train.skip_nonfinite={train.skip_nonfinite!r}: give a number of batches in a row, "
+            "or 0 to stop at the first"
         )
     for row in train.expected_results:
         if not isinstance(row, (list, tuple, ListConfig)) or len(row) != 4:

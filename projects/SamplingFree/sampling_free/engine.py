@@ -69,7 +69,9 @@ class LazyTrainer(DefaultTrainer):
             ddp["device_ids"] = None
         model = create_ddp_model(model, **ddp)
         dtype = cfg.train.amp.dtype if cfg.train.amp.enabled else None
-        self._trainer = PrecisionTrainer(model, loader, optimizer, cfg.train.device, dtype)
+        self._trainer = PrecisionTrainer(
+            model, loader, optimizer, cfg.train.device, dtype, cfg.train.skip_nonfinite
+        )
 
         self._scalars = {}
         self.start_iter = 0

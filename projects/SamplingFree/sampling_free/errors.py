@@ -68,4 +68,8 @@ def naming_non_finite():
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss became NaN or infinite; the message says where, with which losses and images."""
+    """A loss or a gradient became NaN or infinite; one line: where, which, with which images."""
+
+
+class NonFiniteBatch(NonFiniteLoss):
+    """The same where the batch may be left out, as nothing has come of it yet."""

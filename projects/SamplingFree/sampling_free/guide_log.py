@@ -1,6 +1,7 @@
 """What the guide did, for Detectron2's event storage, and a warning where it had none."""
 
 import logging
+import math
 
 import torch
 
@@ -15,6 +16,7 @@ class GuideLog:
     Attributes:
         num_batches, num_empty (int): batches seen, and those without a foreground sample on any
             process. Plain numbers; the trainer keeps them in the checkpoint.
+        ratio (float or None): r of the newest batch, finite or not.
     """
 
     WARN_ABOVE = 0.2
@@ -25,6 +27,7 @@ class GuideLog:
         self.prefix = f"guide/{name}/" if name else "guide/"
         self.num_batches = 0
         self.num_empty = 0
+        self.ratio = None
         self.warned = False
 
     def write(self, losses, storage, scalars):
@@ -32,22 +35,22 @@ class GuideLog:
         Args:
             losses (GuidedLosses):
             storage (EventStorage): gets guide/r, guide/loss_cls_raw and guide/empty_batches (a
-                running count), with the head's name after guide/.
+                running count), with the head's name after guide/. What is not finite is left out:
+                the step stops or is skipped, and the writers' median would be lost for 20 more.
             scalars (dict[str, Tensor]): written besides, under their own names.
         """
         numbers = losses.ratio, losses.loss_cls_raw, losses.num_foreground, *scalars.values()
-        ratio, loss_cls_raw, num_foreground, *values = torch.stack(
+        self.ratio, loss_cls_raw, num_foreground, *values = torch.stack(
             [x.double() for x in numbers]
         ).tolist()  # one synchronisation with the GPU
         self.num_batches += 1
         self.num_empty += num_foreground == 0
-        storage.put_scalars(
-            **{
-                f"{self.prefix}r": ratio,
-                f"{self.prefix}loss_cls_raw": loss_cls_raw,
-                **dict(zip(scalars, values)),
-            }
-        )
+        named = {
+            f"{self.prefix}r": self.ratio,
+            f"{self.prefix}loss_cls_raw": loss_cls_raw,
+            **dict(zip(scalars, values)),
+        }
+        storage.put_scalars(**{name: x for name, x in named.items() if math.isfinite(x)})
         # A running count: the writers' median would halve it.
         storage.put_scalar(f"{self.prefix}empty_batches", self.num_empty, smoothing_hint=False)
         if self.num_batches >= self.WARN_AFTER and not self.warned:
