@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from sampling_free.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
 from sampling_free.checkpoint import load_trained
-from sampling_free.cli import load_config, one_line_errors
+from sampling_free.cli import add_allow_pickle, allowed_pickle, load_config, one_line_errors
 from sampling_free.datasets import dataset_names
 from sampling_free.engine import with_present_device
 from sampling_free.errors import BadInput
@@ -68,12 +68,13 @@ def parse_args(argv=None):
         help=f"0 to 1; default: that of best F1, from {FILE_NAME} beside the weights, "
         f"else {FALLBACK_THRESHOLD}; the model has dropped some by its own test_score_thresh",
     )
+    add_allow_pickle(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     # --input takes all that follows it, overrides too.
     swallowed = [text for text in args.input if "=" in text and not os.path.exists(text)]
     args.input = [text for text in args.input if text not in swallowed]
-    args.opts = swallowed + args.opts
+    args.opts = swallowed + args.opts + allowed_pickle(args)
     return args
 
 
@@ -139,7 +140,7 @@ def find_metadata(cfg):
 def load_model(cfg, weights):
     """nn.Module: in eval mode, every parameter from the weights."""
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    load_trained(model, weights)
+    load_trained(model, weights, allow_pickle=cfg.train.allow_pickle)
     return model
 
 
@@ -189,7 +190,7 @@ def main(argv=None):
             instances = model([inputs])[0]["instances"].to("cpu")
         instances = instances[instances.scores >= threshold]
         picture = draw_detections(image, instances, metadata, threshold)
-        Image.fromarray(picture).save(output / f"{stem}.jpg", quality=92)
+        Image.fromarray(picture).save(output / f"{stem}.jpg", format="JPEG", quality=92)
         records = as_records(instances, metadata)
         results.append({"file": file, "threshold": threshold, "detections": records})
         progress.write(f"{file}: {len(records)} detections with score >= {threshold:.3g}")

@@ -13,7 +13,13 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from sampling_free.cli import find_config, load_config, one_line_errors
+from sampling_free.cli import (
+    add_allow_pickle,
+    allowed_pickle,
+    find_config,
+    load_config,
+    one_line_errors,
+)
 from sampling_free.engine import LazyTrainer, evaluate_only
 from sampling_free.variants import VARIANTS
 
@@ -40,7 +46,9 @@ def main():
     parser.add_argument(
         "--variant", metavar="NAME", help=f"make it another detector first; {'; '.join(lines)}"
     )
+    add_allow_pickle(parser)
     args = parser.parse_args()
+    args.opts += allowed_pickle(args)
     args.config_file = find_config(args.config_file)
     if args.num_gpus * args.num_machines > 1:
         # A mistake is said once, not by each process.

@@ -17,7 +17,7 @@ import os
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from sampling_free.cli import load_config, one_line_errors
+from sampling_free.cli import add_allow_pickle, allowed_pickle, load_config, one_line_errors
 from sampling_free.engine import with_present_device
 from sampling_free.errors import BadInput, require_writable
 from sampling_free.imbalance_plot import plot_imbalance
@@ -41,6 +41,7 @@ def main():
     )
     parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
     parser.add_argument("--picture", metavar="PNG", help="default: train.output_dir/imbalance.png")
+    add_allow_pickle(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
     args = parser.parse_args()
     setup_logger(name="sampling_free")
@@ -49,7 +50,8 @@ def main():
         require_writable(option, path)
     if args.picture and not args.picture.endswith(".png"):
         raise BadInput(f"--picture {args.picture}: is drawn as PNG; give a name that ends on .png")
-    cfg = with_present_device(load_config(args.config_file, args.opts, variant=args.variant))
+    overrides = args.opts + allowed_pickle(args)
+    cfg = with_present_device(load_config(args.config_file, overrides, variant=args.variant))
     if cfg.train.seed >= 0:
         seed_all_rng(cfg.train.seed)
     found = check_imbalance(cfg, args.config_file, args.images)

@@ -1,14 +1,24 @@
-"""Detectron2's checkpointer, with one clear line where a checkpoint is missing or does not fit."""
+"""Detectron2's checkpointer, with one clear line where a checkpoint is missing or does not fit.
+
+A file of weights may come from anywhere, and an unpickler does whatever a file says. So tensors,
+arrays, numbers and plain containers are read, and anything else only where ``allow_pickle`` says
+that the file is trusted.
+"""
 
 import contextlib
 import os
 import pickle
+import re
+import struct
 import zipfile
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 
 from .errors import BadInput
+from .safe_pickle import require_plain
 from .stored_prior import StoredPrior
 
 UNFINISHED = ".unfinished"
@@ -17,21 +27,55 @@ UNFINISHED = ".unfinished"
 UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    struct.error,
     EOFError,
     RuntimeError,
+    AssertionError,
     AttributeError,
-    KeyError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OverflowError,
     TypeError,
     ValueError,
 )
 
 
-class NamingCheckpointer(DetectionCheckpointer):
+# What PyTorch's unpickler and ours call a name that they do not admit.
+NOT_PLAIN = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
+
+
+class CannotFetch(BadInput):
+    """A URL of weights that cannot be reached."""
+
+
+class PlainCheckpointer(Checkpointer):
+    """fvcore's, which leaves it to the version of PyTorch whether a file may run code."""
+
+    allow_pickle = False
+
+    def _load_file(self, f):
+        return torch.load(f, map_location="cpu", weights_only=not self.allow_pickle)
+
+
+class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
     """Raises ``BadInput`` for a checkpoint that is missing, broken or of another architecture.
 
     Fine-tuning loads what fits; it is an error only if nothing does. Resuming and evaluation need
     every parameter.
+
+    Attributes:
+        allow_pickle (bool): load files that could run code, too.
     """
+
+    def __init__(self, model, save_dir="", *, allow_pickle=False, **kwargs):
+        """
+        Args:
+            model, save_dir, kwargs: as in Detectron2's checkpointer.
+            allow_pickle (bool): see above; False refuses such a file.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.allow_pickle = allow_pickle
 
     def load(self, path, *args, need_all=False, **kwargs):
         """
@@ -41,6 +85,7 @@ class NamingCheckpointer(DetectionCheckpointer):
             args, kwargs: as in Detectron2's checkpointer.
         """
         self._path, self._need_all = path, need_all
+        self._parsed_url_during_load = None  # Detectron2's main leaves it behind when a load fails
         try:
             # Detectron2 sends it to processes that cannot read it.
             to_check = path if comm.is_main_process() else ""
@@ -48,8 +93,15 @@ class NamingCheckpointer(DetectionCheckpointer):
                 raise BadInput(f"{path}: no such checkpoint; see train.init_checkpoint")
             return super().load(path, *args, **kwargs)
         except OSError as e:  # of a URL
-            raise BadInput(f"{path}: cannot be fetched ({e}); see train.init_checkpoint") from e
+            raise CannotFetch(f"{path}: cannot be fetched ({e}); see train.init_checkpoint") from e
         except UNREADABLE as e:
+            named = NOT_PLAIN.search(str(e))
+            if named and not self.allow_pickle:
+                raise BadInput(
+                    f"{path}: refused, as {named[1]} in it could run code; tensors, arrays, "
+                    "numbers and plain containers are read. If you trust where it comes from: "
+                    "--allow-pickle, or train.allow_pickle=True"
+                ) from e
             if "parameter group" in str(e):  # of PyTorch's optimizers
                 raise BadInput(
                     f"{path}: its optimizer has other parameters than this model; resume with the "
@@ -85,6 +137,15 @@ class NamingCheckpointer(DetectionCheckpointer):
             f.write(os.path.basename(finished))
         os.replace(f"{tag}{UNFINISHED}", tag)
 
+    def _load_file(self, filename):
+        if not self.allow_pickle:  # these Detectron2 reads itself, and trusts them
+            if filename.endswith(".pkl"):
+                with self.path_manager.open(filename, "rb") as f:
+                    require_plain(f)
+            elif filename.endswith(".pyth"):
+                PlainCheckpointer._load_file(self, filename)
+        return super()._load_file(filename)
+
     def _load_model(self, checkpoint):
         num_entries = len(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
@@ -109,7 +170,7 @@ class NamingCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
-def load_trained(model, path, save_dir=""):
+def load_trained(model, path, save_dir="", allow_pickle=False):
     """Fills every parameter, and tells the model its prior, for inference.
 
     Detectron2's own checkpointer and ``DefaultPredictor`` fill the parameters alone; that is enough
@@ -119,12 +180,14 @@ def load_trained(model, path, save_dir=""):
         model (nn.Module): changed in place.
         path (str): of a checkpoint.
         save_dir (str): as in Detectron2's checkpointer.
+        allow_pickle (bool): as in :class:`NamingCheckpointer`.
 
     Raises:
-        BadInput: if the checkpoint does not fit, or has no prior for a threshold that needs it.
+        BadInput: if the checkpoint does not fit, could run code, or has no prior for a threshold
+            that needs it.
     """
     stored = StoredPrior()
-    checkpointer = NamingCheckpointer(model, save_dir, prior=stored)
+    checkpointer = NamingCheckpointer(model, save_dir, allow_pickle=allow_pickle, prior=stored)
     rest = checkpointer.load(path, checkpointables=["prior"], need_all=True)
     if not stored.state:  # where Detectron2's trainers keep what a hook stores
         hooks = (rest.get("trainer") or {}).get("hooks", {})

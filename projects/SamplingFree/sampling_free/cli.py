@@ -10,7 +10,28 @@ from torch.multiprocessing import ProcessExitedException
 from .config import find_config, load_config
 from .errors import BadInput, NonFiniteLoss
 
-__all__ = ["find_config", "load_config", "one_line_errors"]
+__all__ = [
+    "add_allow_pickle",
+    "allowed_pickle",
+    "find_config",
+    "load_config",
+    "one_line_errors",
+]
+
+
+def add_allow_pickle(parser):
+    """Adds --allow-pickle to an ArgumentParser; it is short for an override."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="load weights that could run code (train.allow_pickle=True): only if you trust where "
+        "they come from",
+    )
+
+
+def allowed_pickle(args):
+    """list[str]: the override that --allow-pickle stands for."""
+    return ["train.allow_pickle=True"] if args.allow_pickle else []
 
 
 def one_line_errors(main):

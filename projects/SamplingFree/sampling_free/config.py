@@ -38,6 +38,7 @@ TRAIN_DEFAULTS = dict(
     num_pictures=0,  # detections beside ground truth, drawn at the end
     monitor_period=0,  # iterations between two measurements of the gradients; 0: none
     skip_nonfinite=0,  # batches in a row that may be left out, if their loss is not finite
+    allow_pickle=False,  # load weights that could run code; --allow-pickle sets it
 )
 # Keys that take a number or a word, and whose nodes know which.
 WORDS = {
@@ -213,6 +214,8 @@ def _check_train(train):
             f"train.skip_nonfinite={train.skip_nonfinite!r}: give a number of batches in a row, "
             "or 0 to stop at the first"
         )
+    if not isinstance(train.allow_pickle, bool):
+        raise BadInput(f"train.allow_pickle={train.allow_pickle!r}: give True or False")
     for row in train.expected_results:
         if not isinstance(row, (list, tuple, ListConfig)) or len(row) != 4:
             raise BadInput(

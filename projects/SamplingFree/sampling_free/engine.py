@@ -85,7 +85,11 @@ class LazyTrainer(DefaultTrainer):
             reset_prior=cfg.train.reset_prior,
         )
         self.checkpointer = NamingCheckpointer(
-            model, cfg.train.output_dir, trainer=weakref.proxy(self), prior=self.prior_init
+            model,
+            cfg.train.output_dir,
+            allow_pickle=cfg.train.allow_pickle,
+            trainer=weakref.proxy(self),
+            prior=self.prior_init,
         )
         self.register_hooks(self.build_hooks())
 
@@ -295,7 +299,7 @@ def evaluate_only(cfg, resume=False):
             "--eval-only needs weights: give train.init_checkpoint=FILE, or --resume for the last "
             f"checkpoint in {cfg.train.output_dir}"
         )
-    load_trained(model, path)
+    load_trained(model, path, allow_pickle=cfg.train.allow_pickle)
     results = LazyTrainer.test(cfg, model)
     if comm.is_main_process():
         PathManager.mkdirs(cfg.train.output_dir)

@@ -135,7 +135,7 @@ def save_prediction_pictures(
             sheet = draw_side_by_side(image, dataset_dict, instances, metadata, threshold)
             sheets.append(Image.fromarray(sheet))
             paths.append(os.path.join(output_dir, f"{name}.jpg"))
-            sheets[-1].save(paths[-1], quality=92)
+            sheets[-1].save(paths[-1], format="JPEG", quality=92)
     finally:
         model.train(was_training)
     if sheets:

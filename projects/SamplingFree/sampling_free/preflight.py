@@ -8,7 +8,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 
-from .checkpoint import NamingCheckpointer
+from .checkpoint import CannotFetch, NamingCheckpointer
 from .counting import is_fast
 from .datasets import dataset_names, instantiate_with, load_dataset, num_classes_of
 from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias
@@ -50,7 +50,7 @@ def check_imbalance(cfg, config_file="", max_images=None):
         train.total_batch_size = MOST_IMAGES
     model = instantiate(cfg.model).to(cfg.train.device).train()
     inputs = _first_batch(cfg, dicts, mapper)
-    weights = _load_weights(model, cfg.train.init_checkpoint, inputs)
+    weights = _load_weights(model, cfg.train, inputs)
     estimate = _estimate(cfg, model, dicts, mapper, names, max_images)
     for head in model.modules():
         if isinstance(head, PriorBias):
@@ -96,15 +96,14 @@ def _first_batch(cfg, dicts, mapper):
     )
 
 
-def _load_weights(model, path, inputs):
+def _load_weights(model, train, inputs):
     """Fills the model; returns in words with what."""
+    path = train.init_checkpoint
     if not path:
         return "random weights"
     try:
-        NamingCheckpointer(model).load(path)
-    except BadInput:
-        if "://" not in path:
-            raise
+        NamingCheckpointer(model, allow_pickle=train.allow_pickle).load(path)
+    except CannotFetch:
         _stand_in(model, inputs)
         logger.warning(
             f"{path} cannot be fetched: the backbone keeps random weights, and its frozen "

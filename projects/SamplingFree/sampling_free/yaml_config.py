@@ -36,6 +36,7 @@ from omegaconf import OmegaConf
 from .detectors.thresholds import PriorThreshold
 from .errors import BadInput
 from .loader import build_replayable_train_loader
+from .safe_pickle import NotPlain, require_plain
 
 logger = logging.getLogger(__name__)
 
@@ -248,6 +249,8 @@ def dataset_dicts(cfg, names, is_train):
     node = cfg_node(cfg)
     sets = node.DATASETS
     files = sets.PROPOSAL_FILES_TRAIN if is_train else sets.PROPOSAL_FILES_TEST[:1]
+    for file in files if node.MODEL.LOAD_PROPOSALS else ():
+        _require_plain(file)
     min_keypoints = node.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     return get_detection_dataset_dicts(
         names,
@@ -255,6 +258,18 @@ def dataset_dicts(cfg, names, is_train):
         min_keypoints=min_keypoints if is_train and node.MODEL.KEYPOINT_ON else 0,
         proposal_files=files if node.MODEL.LOAD_PROPOSALS else None,
     )
+
+
+def _require_plain(path):
+    """Detectron2 unpickles proposals, and trusts them."""
+    try:
+        with PathManager.open(path, "rb") as f:
+            require_plain(f)
+    except NotPlain as e:
+        raise BadInput(
+            f"DATASETS.PROPOSAL_FILES: {path}: refused, as it could run code ({e}); write it with "
+            "arrays, lists and numbers, bbox_mode as a number"
+        ) from None
 
 
 def train_loader(dataset, *, cfg, seed, **kwargs):

@@ -6,6 +6,7 @@ import numpy as np
 
 from . import report_figures as figures
 from . import report_page as page
+from .outcome import PICTURES
 from .report_curves import course, histogram, keys_of, precision_recall
 from .report_variant import course_keys, courses_of, legend, section, without
 
@@ -141,7 +142,7 @@ def _picture(variant, run, folder):
     for root in (own, folder or "", os.path.join(folder or "", os.path.basename(own))):
         try:
             caption = f"{variant.name}, seed {run.get('seed')}"
-            return page.picture(caption, os.path.join(root, run["pictures"]))
+            return page.picture(caption, os.path.join(root, PICTURES))
         except OSError:  # absent or torn
             continue
     return None
