@@ -3,7 +3,7 @@
 import pytest
 
 from sampling_free import BadInput
-from sampling_free.errors import require_writable
+from sampling_free.errors import printable, require_writable
 
 
 def test_a_file_in_a_new_folder_can_be_written(tmp_path):
@@ -24,3 +24,17 @@ def test_another_is_one_line_with_the_option(tmp_path, name, reason):
     with pytest.raises(BadInput, match="cannot be written") as e:
         require_writable("--json", path)
     assert reason in str(e.value) and path in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "message, line",
+    [
+        ("a\nb\t c", "a b c"),
+        ("Zo\u00eb \u4e2d", "Zo\u00eb \u4e2d"),
+        ("\udcff.png", "\\udcff.png"),
+        ("\x1b[2J\x00", "\\x1b[2J\\x00"),
+    ],
+)
+def test_a_message_is_one_line_for_any_terminal_and_log(message, line):
+    assert printable(message) == str(BadInput(message)) == line
+    line.encode()

@@ -13,7 +13,20 @@ class BadInput(Exception):
 
     def __init__(self, message):
         # A DataLoader worker re-raises with its whole traceback in front of the message.
-        super().__init__(" ".join(str(message).rsplit("BadInput: ", 1)[-1].split()))
+        super().__init__(printable(str(message).rsplit("BadInput: ", 1)[-1]))
+
+
+def printable(message):
+    """One line that any terminal and log file takes, also of a file name that is not UTF-8.
+
+    Args:
+        message (str):
+
+    Returns:
+        str: without line breaks; what cannot be printed is escaped.
+    """
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def require_number(key, value, low, high):
