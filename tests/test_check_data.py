@@ -9,7 +9,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from sampling_free.data import check
-from sampling_free.data.check import check_dataset, clean_dicts, require_registered
+from sampling_free.data.check import (
+    check_dataset,
+    check_masks,
+    check_same_classes,
+    clean_dicts,
+    require_registered,
+)
 from sampling_free.errors import BadInput
 
 XYXY, XYWH, XYWHA = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS
@@ -28,6 +34,11 @@ BAD_BOXES = [
     ([1, 5, 3], XYWH, "not finite"),
     (None, XYWH, "not finite"),
     (["a", 1, 2, 3], XYWH, "not finite"),
+    (["1", "2", "3", "4"], XYWH, "not finite"),
+    ([1, 2, [3], 4], XYWH, "not finite"),
+    ([1, 2, 10**30, 4], XYWH, "not finite"),
+    ([5, 5, 1e-7, 9], XYWH, "of no area"),
+    ([40 - 1e-7, 5, 9, 9], XYWH, "outside the image"),
 ]
 GOOD_BOXES = [
     ([0, 0, 40, 30], XYXY),
@@ -103,6 +114,82 @@ def test_crowds_are_kept_and_min_size_counts():
     record = _record(([5, 5, 6, 9], XYXY), iscrowd=1)
     assert len(clean_dicts([record], "crowd")[0]["annotations"]) == 1
     assert len(clean_dicts([record], "crowd", min_size=1.0)[0]["annotations"]) == 0
+
+
+POLYGON = [[1, 1, 9, 1, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [[[1, 1, 9, math.nan, 9, 9]], {"size": [30, 40], "counts": [7]}, {"counts": "abc"}],
+    ids=["NaN", "too short", "no size"],
+)
+def test_a_broken_mask_takes_its_box_with_it(mask, warnings_of_check):
+    record = _record(([1, 1, 5, 5], XYXY), ([2, 2, 5, 5], XYXY), segmentation=POLYGON)
+    record["annotations"][0]["segmentation"] = mask
+    (cleaned,) = clean_dicts([record], f"mask {mask}")
+    assert [a["bbox"] for a in cleaned["annotations"]] == [[2, 2, 5, 5]]
+    assert "skipped 1 boxes (1 of a broken mask) in a.jpg" in warnings_of_check[0]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(None, [], POLYGON, [[[1, 1], [9, 1], [9, 9]]], {"size": [30, 40], "counts": [1200]}),
+        *(np.ones((30, 40), bool), {"file": "mask.png"}),
+    ],
+    ids=["None", "empty", "polygon", "of pairs", "run lengths", "bitmap", "own"],
+)
+def test_a_sound_mask_and_one_of_another_form_are_kept(mask, warnings_of_check):
+    record = _record(([1, 1, 5, 5], XYXY), segmentation=mask)
+    assert len(clean_dicts([record], "sound masks")[0]["annotations"]) == 1
+    assert warnings_of_check == []
+
+
+def test_sizes_become_whole_numbers():
+    record = {**_record(([1, 1, 5, 5], XYXY)), "width": 40.0, "height": np.int64(30)}
+    (cleaned,) = clean_dicts([record], "sizes")
+    assert [type(cleaned[side]) for side in ("width", "height")] == [int, int]
+    assert (cleaned["width"], cleaned["height"]) == (40, 30)
+
+
+@pytest.mark.parametrize("width", [0, -40, math.nan, math.inf, 40.5, "40", None])
+def test_a_size_that_is_none_is_named(width):
+    record = {**_record(([1, 1, 5, 5], XYXY)), "width": width}
+    with pytest.raises(BadInput, match=r"^src: width=.* of x/a.jpg: give a whole number"):
+        clean_dicts([record], "src")
+
+
+def test_a_file_name_that_is_not_utf8_is_reported_all_the_same(warnings_of_check):
+    clean_dicts([_record(([5, 5, 5, 5], XYXY), name="\udcff.jpg")], "odd name")
+    assert warnings_of_check == [r"odd name: skipped 1 boxes (1 of no area) in \udcff.jpg"]
+
+
+@pytest.mark.parametrize("first", [{}, {"segmentation": []}, {"segmentation": POLYGON}])
+def test_an_object_without_a_mask_is_named(first):
+    record = _record(([1, 1, 5, 5], XYXY), ([1, 1, 5, 5], XYXY))
+    record["annotations"][0].update(first)
+    with pytest.raises(BadInput, match="'masks': an object in x/a.jpg has no segmentation"):
+        check_masks([record], "masks")
+    for annotation in record["annotations"]:
+        annotation["segmentation"] = POLYGON
+    check_masks([record, {"file_name": "b.jpg"}], "masks")
+    del record["annotations"][0]["segmentation"]
+    record["annotations"][0]["iscrowd"] = 1
+    check_masks([record], "masks")
+
+
+def test_classes_of_two_sets_are_the_same_in_the_same_order(warnings_of_check):
+    train = "train", ["ant", "bee"]
+    for theirs in (["ant", "bee"], ("ant", "bee"), None, []):
+        check_same_classes(train, ("test", theirs))
+    assert warnings_of_check == []
+    with pytest.raises(BadInput, match="'train' and 'test' .*another order .ant, bee; bee, ant"):
+        check_same_classes(train, ("test", ["bee", "ant"]))
+    check_same_classes(train, ("test", ["Ant", "bee"]))
+    assert (
+        len(warnings_of_check) == 1 and "differently (ant, bee; Ant, bee)" in warnings_of_check[0]
+    )
 
 
 @pytest.mark.parametrize("mode", [None, BoxMode.XYXY_REL])

@@ -142,11 +142,12 @@ def test_voc_classes_are_distinct_names(voc, name, classes):
         (_xml([("ant", (1, 1, 5, 5))]).replace("ymax", "y_max"), "<bndbox/ymax> is None"),
         (_xml([("ant", (1, 1, 5, 5))]).replace("name>", "label>"), "<name> is None"),
         ("<annotation>", "not a readable XML file"),
+        ("<?xml version='1.0' encoding='latin-1'?><a>\xe9</a>".encode("latin-1"), "not in UTF-8"),
     ],
 )
 def test_a_broken_voc_file_is_named(voc, tmp_path, text, message):
     path = voc / "Annotations" / "i2.xml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadInput, match=message) as error:
         register.load_voc(voc, "train", CLASSES)
     assert _line(error).startswith(str(path))
@@ -158,10 +159,33 @@ def test_a_missing_voc_file_is_named(voc):
         register.load_voc(voc, "train", CLASSES)
 
 
-@pytest.mark.parametrize("text", ["", "i1\n", "i1 1\ni2 -1\n"])
+@pytest.mark.parametrize("text", ["", "i1\n", "i1 1\ni2 -1\n", "i1\ni2#a\n"])
 def test_a_split_file_that_detectron2_cannot_read_is_named(voc, text):
     (voc / "ImageSets" / "Main" / "train.txt").write_text(text)
     with pytest.raises(BadInput, match="train.txt: write one image name per line"):
+        register.load_voc(voc, "train", CLASSES)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (b"i1\ni2\n\ni1\ni1\n", "train.txt: lists i1 3 times"),
+        (b"i1\n\xff\n", "train.txt: cannot be read.*write it again in UTF-8"),
+    ],
+)
+def test_a_split_file_that_would_be_read_wrongly_is_named(voc, text, message):
+    (voc / "ImageSets" / "Main" / "train.txt").write_bytes(text)
+    with pytest.raises(BadInput, match=message) as error:
+        register.load_voc(voc, "train", CLASSES)
+    _line(error)
+
+
+def test_what_cannot_be_read_for_another_reason_is_one_line(voc, monkeypatch):
+    def fail(*_):
+        raise ValueError("some reason")
+
+    monkeypatch.setattr(register, "load_voc_instances", fail)
+    with pytest.raises(BadInput, match=f"^{voc}: cannot be read .ValueError: some reason"):
         register.load_voc(voc, "train", CLASSES)
 
 
@@ -226,6 +250,16 @@ def test_a_broken_coco_file_is_named(coco, name, text):
     with pytest.raises(BadInput, match="ann.json: not a COCO instances file") as error:
         DatasetCatalog.get(name)
     _line(error)
+
+
+def test_what_the_checks_do_not_know_is_one_line_too(coco, name, monkeypatch):
+    def fail(*_):
+        raise TypeError("some reason")
+
+    monkeypatch.setattr(register, "load_coco_json", fail)
+    register_coco(name, "ann.json", "images")
+    with pytest.raises(BadInput, match="ann.json: not a COCO instances file .TypeError: some"):
+        DatasetCatalog.get(name)
 
 
 # --- the synthetic set ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ Legend: M annotations of a data set; boxes are XYXY in pixels unless said otherw
 import difflib
 import logging
 from collections import Counter
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,21 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
-from ..errors import BadInput
+from ..errors import BadInput, printable
+from .masks import is_sound_mask
 
 _BOX_LENGTH = {BoxMode.XYXY_ABS: 4, BoxMode.XYWH_ABS: 4, BoxMode.XYWHA_ABS: 5}
 _NUM_NAMED = 3  # files or class names that a message spells out
+# Pixels. Detectron2's mapper drops what is thinner than 1e-5 after resizing, and says nothing.
+_NO_SIDE = 1e-3
 
 
-def clean_dicts(dicts, source, min_size=0.0):
+def clean_dicts(dicts, source, min_size=_NO_SIDE):
     """Drop the boxes that nothing can be learned from, and report them in one line, once.
 
-    Dropped are boxes that are no finite numbers, have no area, or lie wholly outside the image.
-    Crowd annotations are treated like all others. The input is left as it is.
+    Dropped are boxes that are no finite numbers, have no area, lie wholly outside the image, or
+    come with a mask that is none. Crowd annotations are treated like all others. The input is left
+    as it is.
 
     Args:
         dicts (list[dict]): Detectron2's dataset dicts; "width" and "height" may be missing.
@@ -31,8 +36,12 @@ def clean_dicts(dicts, source, min_size=0.0):
         min_size (float): a box whose width or height is not larger than this has no area; in px.
 
     Returns:
-        list[dict]: as many dicts as came in, in the same order.
+        list[dict]: as many dicts as came in, in the same order; with whole numbers as sizes.
+
+    Raises:
+        BadInput: a size or a "bbox_mode" is none; names the image.
     """
+    dicts = [_with_whole_size(record, source) for record in dicts]
     found = iter(_faults(dicts, source, min_size))
     cleaned, counts, files = [], Counter(), []
     for record in dicts:
@@ -47,8 +56,22 @@ def clean_dicts(dicts, source, min_size=0.0):
     if files:
         what = ", ".join(f"{counts[fault]} {fault}" for fault in sorted(counts))
         message = f"{source}: skipped {sum(counts.values())} boxes ({what}) in {_shortened(files)}"
+        message = printable(message)
         log_first_n(logging.WARNING, message, name=__name__, key="message")
     return cleaned
+
+
+def _with_whole_size(record, source):
+    """The record with 64 where pandas wrote 64.0."""
+    size = {side: record[side] for side in ("width", "height") if side in record}
+    for side, value in size.items():
+        if not isinstance(value, Real) or not value >= 1 or value % 1:
+            where = record.get("file_name", record.get("image_id"))
+            raise BadInput(
+                f"{source}: {side}={value!r} of {where}: give a whole number of pixels from 1 up"
+            )
+        size[side] = int(value)
+    return {**record, **size}
 
 
 def _faults(dicts, source, min_size):
@@ -74,18 +97,33 @@ def _faults(dicts, source, min_size):
     finite = np.isfinite(boxes).all(axis=1)
     with np.errstate(invalid="ignore"):
         area = (boxes[:, 2:] - boxes[:, :2] > min_size).all(axis=1)
-        inside = (np.minimum(boxes[:, 2:], size) > np.maximum(boxes[:, :2], 0)).all(axis=1)
+        seen = np.minimum(boxes[:, 2:], size) - np.maximum(boxes[:, :2], 0)
+        inside = (seen > _NO_SIDE).all(axis=1)
+    masked = np.array([_has_sound_mask(record, a) for record, a in pairs], dtype=bool)
     names = np.select(
-        [~finite, ~area, ~inside], ["not finite", "of no area", "outside the image"], ""
+        [~finite, ~area, ~inside, ~masked],
+        ["not finite", "of no area", "outside the image", "of a broken mask"],
+        "",
     )
     return names.tolist()
 
 
 def _is_numbers(box, length):
+    """Text is none, although NumPy would read it."""
     try:
-        return np.asarray(box, dtype=np.float64).shape == (length,)
-    except (TypeError, ValueError):
+        box = np.asarray(box)
+    except ValueError:  # of several lengths
         return False
+    return box.shape == (length,) and box.dtype.kind in "iuf"
+
+
+def _has_sound_mask(record, annotation):
+    """Where it has one in COCO's form; pycocotools would fill all memory with some others."""
+    mask = annotation.get("segmentation")
+    if not (isinstance(mask, list) and mask or isinstance(mask, dict) and "counts" in mask):
+        return True
+    size = (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
+    return is_sound_mask(mask, size)
 
 
 def check_num_classes(num_classes, thing_classes, name, key="model.num_classes"):
@@ -139,6 +177,47 @@ def check_dataset(dicts, num_classes, thing_classes, name, key="model.num_classe
             "check its split and its annotation files"
         )
     return dicts
+
+
+def check_masks(dicts, name):
+    """Make sure that every object of a training set has a mask.
+
+    Args:
+        dicts (list[dict]): Detectron2's dataset dicts.
+        name (str): the registered name, for the messages.
+
+    Raises:
+        BadInput: one has none; names its image.
+    """
+    for record in dicts:
+        for annotation in record.get("annotations") or ():
+            if not annotation.get("iscrowd", 0) and not annotation.get("segmentation"):
+                where = record.get("file_name", record.get("image_id"))
+                raise BadInput(
+                    f"data set {name!r}: an object in {where} has no segmentation, which the mask "
+                    "head needs; add it, or take a detector of boxes"
+                )
+
+
+def check_same_classes(train, test):
+    """Make sure that the data sets of a config count their classes alike.
+
+    Args:
+        train, test (tuple[str, sequence[str] or None]): registered name and class names.
+
+    Raises:
+        BadInput: they have the same classes in another order, so that each would be taken for
+            another. Of other names there is only a warning: they may be other words.
+    """
+    (train_name, ours), (test_name, theirs) = train, test
+    if not ours or not theirs or list(ours) == list(theirs):
+        return
+    both = f"data sets {train_name!r} and {test_name!r}"
+    lists = f"{_shortened(ours)}; {_shortened(theirs)}"
+    if sorted(ours) == sorted(theirs):
+        raise BadInput(f"{both} have the same classes in another order ({lists}); give both one")
+    message = f"{both} call their classes differently ({lists}); they are compared by position"
+    log_first_n(logging.WARNING, message, name=__name__, key="message")
 
 
 def require_registered(names):

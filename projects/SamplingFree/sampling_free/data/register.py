@@ -19,6 +19,7 @@ import os
 import shutil
 import uuid
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,6 +28,7 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances
 
 from ..errors import BadInput
 from .check import clean_dicts
+from .coco_file import read_coco_file
 from .synthetic import GENERATOR_VERSION, SETTINGS, class_names, generate, num_images
 
 # A VOC box includes its last pixel, so Detectron2 reads the point xmin == xmax as 1 px wide.
@@ -121,18 +123,29 @@ def register_synthetic(name, split, setting="easy", root=None, **overrides):
 def load_voc(folder, split, classes):
     """The dataset dicts of a VOC-style folder, read by Detectron2, without its malformed boxes."""
     folder = Path(folder)
-    split_file = folder / "ImageSets" / "Main" / f"{split}.txt"
-    ids = split_file.read_text().splitlines()
-    ids = [line.strip() for line in ids if line.strip()]
-    if len(ids) < 2 or any(len(line.split()) > 1 for line in ids):
-        raise BadInput(f"{split_file}: write one image name per line, and at least two of them")
+    ids = _read_split(folder / "ImageSets" / "Main" / f"{split}.txt")
     try:
         dicts = load_voc_instances(str(folder), split, classes)
-    except (AttributeError, IndexError, OSError, SyntaxError, TypeError, ValueError):
+    except (AttributeError, IndexError, OSError, SyntaxError, TypeError, ValueError) as error:
         for image_id in ids:  # Detectron2's error names no file, so look for the one at fault
             _check_voc_xml(folder / "Annotations" / f"{image_id}.xml", classes)
-        raise
+        raise BadInput(f"{folder}: cannot be read ({type(error).__name__}: {error})") from error
     return clean_dicts(dicts, str(folder), min_size=_VOC_POINT)
+
+
+def _read_split(path):
+    """The image names in a file of ImageSets/Main, as np.loadtxt will read them for Detectron2."""
+    try:
+        lines = path.read_text().splitlines()
+    except ValueError as error:
+        raise BadInput(f"{path}: cannot be read ({error}): write it again in UTF-8") from None
+    ids = [line.strip() for line in lines if line.strip()]
+    if len(ids) < 2 or any(len(line.split()) > 1 or "#" in line for line in ids):
+        raise BadInput(f"{path}: write one image name per line, and at least two of them")
+    if len(set(ids)) < len(ids):
+        (double, count), *_ = Counter(ids).most_common(1)
+        raise BadInput(f"{path}: lists {double} {count} times: take out all but one")
+    return ids
 
 
 def _check_voc_xml(path, classes):
@@ -140,7 +153,10 @@ def _check_voc_xml(path, classes):
     if not path.is_file():
         raise BadInput(f"{path}: no such file: add it or take {path.stem} out of the split")
     try:
+        path.read_text()
         root = ET.parse(path).getroot()
+    except UnicodeDecodeError as error:  # whatever its first line says
+        raise BadInput(f"{path}: not in UTF-8 ({error.reason}): write it again") from error
     except ET.ParseError as error:
         raise BadInput(f"{path}: not a readable XML file ({error}): write it again") from error
     tags = [(root, "size/width", int), (root, "size/height", int)]
@@ -166,7 +182,8 @@ def load_coco(json_file, image_root, name):
     """The dataset dicts of a COCO file, read by Detectron2, without its malformed boxes."""
     try:
         dicts = load_coco_json(str(json_file), str(image_root), name)
-    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        read_coco_file(str(json_file))  # names the entry at fault, if it finds it
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BadInput(
             f"{json_file}: not a COCO instances file ({reason}): it needs images, annotations "
