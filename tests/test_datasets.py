@@ -6,14 +6,29 @@ import re
 import numpy as np
 import pytest
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 from PIL import Image
+from sound_data import CocoData
 from tiny_run import NUM_CLASSES, NUM_TRAIN, NUM_VAL, run, trainer, write_config
 
 from sampling_free.config import load_config
 from sampling_free.data import register_coco
-from sampling_free.datasets import dataset_names, load_dataset, num_classes_of
+from sampling_free.datasets import (
+    check_ground_truth,
+    check_test_classes,
+    check_training_masks,
+    dataset_names,
+    load_dataset,
+    num_classes_of,
+)
 from sampling_free.datasets import test_loader as make_test_loader
 from sampling_free.errors import BadInput
 
@@ -206,3 +221,129 @@ def test_a_test_set_that_is_missing_is_named_before_hours_of_training(tmp_path, 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(BadInput, match="coco_2017_val"):
         trainer(write_config(tmp_path), "dataloader.test.dataset.names=coco_2017_val")
+
+
+# --- data sets that are registered with Detectron2, or by hand -----------------------------
+
+
+@pytest.fixture
+def stock(tmp_path, name):
+    """Writes a COCO file after a change and registers it as Detectron2 does; returns its node."""
+
+    def register(change):
+        data = CocoData(tmp_path / "data")
+        change(data.train)
+        data.write()
+        register_coco_instances(name, {}, str(data.folder / "train.json"), data.root)
+        return node(name)
+
+    return register
+
+
+TWO = OmegaConf.create({"num_classes": 2})
+
+
+def test_a_sound_one_is_read(stock):
+    assert len(load_dataset(stock(lambda data: None), TWO)) == 4
+
+
+def _double_image(data):
+    data["images"][1]["id"] = 1
+
+
+def _unknown_category(data):
+    data["annotations"][0]["category_id"] = 9
+
+
+def _no_area(data):
+    del data["annotations"][0]["area"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (_double_image, "2 images have the id 1"),
+        (_unknown_category, "annotation 1 of image 1 has category_id=9"),
+        (lambda data: data.clear(), "it has no 'categories'"),
+    ],
+)
+def test_a_mistake_in_its_file_is_named(stock, change, words):
+    with pytest.raises(BadInput, match=re.escape("train.json: ")) as error:
+        load_dataset(stock(change), TWO)
+    assert words in str(error.value)
+
+
+def evaluator(made, **kwargs):
+    return OmegaConf.create({"e": L(COCOEvaluator)(dataset_name=made.names, **kwargs)}).e
+
+
+def test_what_an_evaluation_needs_is_asked_where_coco_evaluates(stock):
+    made = stock(_no_area)
+    assert len(load_dataset(made, TWO)) == len(load_dataset(made, TWO, is_train=False)) == 4
+    other = OmegaConf.create({"_target_": "builtins.dict", "dataset_name": made.names})
+    check_ground_truth(other, TWO)
+    for nodes in (evaluator(made), OmegaConf.create([other, evaluator(made)])):
+        with pytest.raises(BadInput, match="train.json: annotation 1 of image 1 has area=None"):
+            check_ground_truth(nodes, TWO)
+
+
+def _no_mask(data):
+    del data["annotations"][3]["segmentation"]
+
+
+MASK_HEADS = [
+    OmegaConf.create({"roi_heads": {"num_classes": 2, "mask_head": {"x": 1}}}),
+    OmegaConf.create(
+        {
+            "cfg": {
+                "MODEL": {
+                    "META_ARCHITECTURE": "GeneralizedRCNN",
+                    "MASK_ON": True,
+                    "ROI_HEADS": {"NUM_CLASSES": 2},
+                }
+            }
+        }
+    ),
+]
+
+
+@pytest.mark.parametrize("model", MASK_HEADS, ids=["lazy", "YAML"])
+def test_a_mask_head_needs_masks(stock, model):
+    made = stock(_no_mask)
+    dicts = load_dataset(made, model)
+    mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
+    with pytest.raises(BadInput, match="'some set': an object in .*train2.png has no segmentation"):
+        check_training_masks(dicts, mapper, model, "some set")
+    check_training_masks([d for d in dicts if d["image_id"] != 2], mapper, model, "some set")
+    check_training_masks(dicts, mapper, TWO, "some set")
+    check_training_masks(dicts, lambda record: record, model, "some set")
+    mapper.use_instance_mask = False
+    with pytest.raises(BadInput, match="dataloader.train.mapper.use_instance_mask=False"):
+        check_training_masks(dicts, mapper, model, "some set")
+
+
+@pytest.mark.parametrize("model", MASK_HEADS, ids=["lazy", "YAML"])
+def test_a_mask_head_is_evaluated_by_masks(stock, model):
+    made = stock(_no_mask)
+    with pytest.raises(BadInput, match="annotation 4 of image 2 has no sound 'segmentation'"):
+        check_ground_truth(evaluator(made), model)
+    check_ground_truth(evaluator(made, tasks=["bbox"]), model)
+    check_ground_truth(evaluator(made), TWO)
+
+
+def test_a_model_without_a_class_count_gets_no_malformed_boxes_either(name):
+    in_memory(name, [[GOOD, ([5, 5, 5, 5], 1)]])
+    (record,) = load_dataset(node(name), OmegaConf.create({"backbone": 1}))
+    assert [a["bbox"] for a in record["annotations"]] == [GOOD[0]]
+
+
+def test_classes_in_another_order_are_refused(name):
+    in_memory(name, [[GOOD]])
+    in_memory(f"{name} 2", [[GOOD]], classes=("b", "a"))
+    try:
+        check_test_classes(node(name), node([name, f"{name} 2"]))
+        with pytest.raises(BadInput, match="in another order .a, b; b, a"):
+            check_test_classes(node(name), node(f"{name} 2"))
+    finally:
+        DatasetCatalog.remove(f"{name} 2")
+        MetadataCatalog.pop(f"{name} 2", None)

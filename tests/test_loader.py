@@ -3,12 +3,15 @@
 import itertools
 import logging
 import random
+import struct
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
+from PIL import Image
 
 from sampling_free import loader as loader_module
 from sampling_free.errors import BadInput
@@ -156,6 +159,56 @@ def test_an_unreadable_image_stops_with_one_line_that_names_it(error):
     )
 
 
+@pytest.mark.parametrize("error", [struct.error, Image.DecompressionBombError])
+def test_what_else_pillow_raises_is_an_unreadable_image(error):
+    with pytest.raises(BadInput, match="4.png: cannot be read"):
+        batches(5, mapper=fails_on(4, error=error))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+@pytest.mark.parametrize("largest, is_read", [(255, True), (9000, False)])
+def test_an_image_of_more_than_8_bits_is_not_read_as_white(tmp_path, mode, largest, is_read):
+    pixels = np.linspace(0, largest, 100).reshape(10, 10).astype(np.int32)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "x.TIFF")
+    record = {"file_name": str(tmp_path / "x.TIFF"), "height": 10, "width": 10, "annotations": []}
+    read = ReadOrName(DatasetMapper(True, augmentations=[], image_format="BGR"))
+    if is_read:
+        assert np.array_equal(read(record)["image"], np.broadcast_to(pixels, (3, 10, 10)))
+    else:
+        with pytest.raises(BadInput, match="x.TIFF: cannot be read .*scale them to 0 to 255"):
+            read(record)
+
+
+def test_a_mapper_of_a_users_own_may_read_16_bits(tmp_path):
+    class Mine(DatasetMapper):
+        def __call__(self, record):
+            return Image.open(record["file_name"]).mode
+
+    Image.new("I;16", (10, 10)).save(tmp_path / "x.png")
+    mapper = Mine(True, augmentations=[], image_format="BGR")
+    assert ReadOrName(mapper)({"file_name": str(tmp_path / "x.png")}) == "I;16"
+
+
+MASK = {"segmentation": [[1, 1, 9, 1, 9, 9]]}
+
+
+@pytest.mark.parametrize(
+    "annotations", [[MASK, {}], [{}, MASK, {"iscrowd": 1}]], ids=["the last", "the first"]
+)
+def test_an_image_with_masks_for_some_objects_is_named(annotations):
+    dataset = [*IMAGES, {"file_name": "mixed.png", "annotations": annotations}]
+    mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
+    with pytest.raises(BadInput, match="mixed.png: only some.*mapper.use_instance_mask=False"):
+        build(dataset, mapper)
+    mapper.use_instance_mask = False
+    build(dataset, mapper)
+
+
+def test_masks_for_all_objects_or_for_none_are_taken():
+    mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
+    build([{"annotations": a} for a in ([MASK, MASK], [{}, {}], [MASK, {"iscrowd": 1}])], mapper)
+
+
 def test_a_mistake_in_the_mapper_is_no_unreadable_image():
     with pytest.raises(ZeroDivisionError):
         batches(5, mapper=fails_on(4, error=ZeroDivisionError), unreadable="skip")
@@ -184,8 +237,10 @@ def test_a_skipped_file_is_reported_once(tmp_path, num_workers):
         logger.removeHandler(handler)
         handler.close()
     lines = (tmp_path / "log").read_text().splitlines()
-    assert sorted(line.split(":")[0] for line in lines) == ["4.png", "9.png"]
-    assert all(line.endswith("skipped") for line in lines)
+    assert sorted(line.split(": ")[0] for line in lines) == [
+        f"skipped {n} of 10 images so far" for n in (1, 2)
+    ]
+    assert sorted(line.split(": ")[1] for line in lines) == ["4.png", "9.png"]
 
 
 def test_if_nothing_can_be_read_it_stops():

@@ -1,15 +1,27 @@
 """From the data set nodes of a config to checked dataset dicts and loaders."""
 
+import inspect
 import os
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
-from .data.check import check_dataset, check_num_classes, require_registered
+from .data.check import (
+    check_dataset,
+    check_masks,
+    check_num_classes,
+    check_same_classes,
+    clean_dicts,
+    require_registered,
+)
+from .data.coco_file import read_coco_file
+from .data.evaluated import check_evaluated_boxes, check_evaluated_masks, warn_if_bare
 from .errors import BadInput
-from .loader import ReadOrName
+from .loader import ReadOrName, is_detectron2s
 
 
 def dataset_names(node):
@@ -41,10 +53,14 @@ def load_dataset(node, model_node=None, is_train=True):
         list[dict]: of a training set without boxes that are malformed.
 
     Raises:
-        BadInput: for an unknown name, a missing folder or file, a class count that does not fit.
+        BadInput: for an unknown name, a missing folder or file, a class count that does not fit,
+            or a mistake in an annotation file, which it names.
     """
     names = dataset_names(node)
     label = ", ".join(names) or str(node.get("_target_", "data set"))
+    for name in names:
+        if MetadataCatalog.get(name).get("evaluator_type") == "coco" and _coco_file(name):
+            read_coco_file(_coco_file(name))
     try:
         dicts = instantiate(node)
     except FileNotFoundError as e:
@@ -54,15 +70,100 @@ def load_dataset(node, model_node=None, is_train=True):
             f"$DETECTRON2_DATASETS, now {root!r}"
         ) from None
     except AssertionError as e:  # Detectron2's way to say that nothing is left
-        raise BadInput(f"data set {label}: {e}") from None
+        raise BadInput(
+            f"data set {label}: {e} No image has an object that is no crowd: check its split and "
+            f"its annotations in {_where(names)}"
+        ) from None
     key, num_classes = _class_count(model_node)
-    if num_classes is None:
+    classes = _classes(names)
+    if not is_train:
+        warn_if_bare(dicts, label)
+        if num_classes is not None:
+            check_num_classes(num_classes, classes, label, key)
         return dicts
-    classes = MetadataCatalog.get(names[0]).get("thing_classes") if names else None
-    if is_train:
-        return check_dataset(dicts, num_classes, classes, label, key)
-    check_num_classes(num_classes, classes, label, key)
-    return dicts
+    if num_classes is None:
+        return clean_dicts(dicts, label) if isinstance(dicts, list) else dicts
+    return check_dataset(dicts, num_classes, classes, label, key)
+
+
+def _coco_file(name):
+    """The annotation file of a registered data set, if it has one that is there."""
+    path = MetadataCatalog.get(name).get("json_file")
+    return path if path and PathManager.exists(path) else None
+
+
+def _where(names):
+    """The annotation files or folders of data sets."""
+    known = map(MetadataCatalog.get, names)
+    return ", ".join(m.get("json_file") or m.get("dirname") or m.name for m in known)
+
+
+def _classes(names):
+    return MetadataCatalog.get(names[0]).get("thing_classes") if names else None
+
+
+def check_test_classes(train_node, test_node):
+    """Makes sure that two data sets, already loaded, count their classes alike.
+
+    Args:
+        train_node, test_node (DictConfig): as in :func:`load_dataset`.
+
+    Raises:
+        BadInput: the same classes come in another order.
+    """
+    train, test = dataset_names(train_node), dataset_names(test_node)
+    if train and test:
+        check_same_classes((train[0], _classes(train)), (test[0], _classes(test)))
+
+
+def check_ground_truth(evaluator_node, model_node):
+    """Makes sure that the COCO evaluators of a config can measure by the files that they read.
+
+    Args:
+        evaluator_node (DictConfig or ListConfig): one or several.
+        model_node (DictConfig): with a mask head masks are measured too.
+
+    Raises:
+        BadInput: names the annotation that is in the way.
+    """
+    for node in coco_evaluators(evaluator_node):
+        path = _coco_file(instantiate(node.dataset_name))
+        if path:
+            content = read_coco_file(path)
+            check_evaluated_boxes(content, path)
+            if _has_mask_head(model_node) and "segm" in (node.get("tasks") or ["segm"]):
+                check_evaluated_masks(content, path)
+
+
+def coco_evaluators(evaluator_node):
+    """list[DictConfig]: the nodes of Detectron2's ``COCOEvaluator`` among one or several."""
+    several = isinstance(evaluator_node, ListConfig)
+    return [
+        node
+        for node in (evaluator_node if several else [evaluator_node])
+        if inspect.isclass(target_of(node)) and issubclass(target_of(node), COCOEvaluator)
+    ]
+
+
+def check_training_masks(dicts, mapper, model_node, label):
+    """Makes sure that a mask head gets a mask for every object of a training set.
+
+    Args:
+        dicts (list[dict]): of :func:`load_dataset`.
+        mapper (callable): of one's own, it may take masks from wherever it likes.
+        model_node (DictConfig): without a mask head nothing is checked.
+        label (str): what a message calls the data set.
+
+    Raises:
+        BadInput: names an image, or the key of the mapper.
+    """
+    if not _has_mask_head(model_node) or not is_detectron2s(mapper):
+        return
+    if not mapper.use_instance_mask:
+        raise BadInput(
+            "the model has a mask head, but dataloader.train.mapper.use_instance_mask=False: set it"
+        )
+    check_masks(dicts, label)
 
 
 def num_classes_of(model_node):
@@ -89,6 +190,15 @@ def _class_count(model_node):
             if found is not None:
                 return f"model.{key}", found
     return None, None
+
+
+def _has_mask_head(model_node):
+    if model_node is None:
+        return False
+    if "cfg" in model_node:  # of a YAML config
+        model = model_node.cfg.MODEL
+        return _YAML_CLASSES.get(model.META_ARCHITECTURE) == "ROI_HEADS" and model.MASK_ON
+    return OmegaConf.select(model_node, "roi_heads.mask_head") is not None
 
 
 def test_loader(node, model_node):

@@ -1,6 +1,5 @@
 """Detectron2's DefaultTrainer driven by a LazyConfig: ``LazyTrainer``."""
 
-import inspect
 import json
 import logging
 import os
@@ -22,11 +21,19 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from omegaconf import ListConfig
 
 from . import best_threshold
 from .checkpoint import NamingCheckpointer, load_trained
-from .datasets import dataset_names, instantiate_with, load_dataset, target_of, test_loader
+from .datasets import (
+    check_ground_truth,
+    check_test_classes,
+    check_training_masks,
+    coco_evaluators,
+    dataset_names,
+    instantiate_with,
+    load_dataset,
+    test_loader,
+)
 from .errors import BadInput
 from .hooks import FinalPictures, PeakMemory, StatefulBestCheckpointer
 from .monitor import ImbalanceMonitor
@@ -59,7 +66,11 @@ class LazyTrainer(DefaultTrainer):
         train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
         if "evaluator" in cfg.dataloader:  # a mistake there is to be known before the training
             load_dataset(cfg.dataloader.test.dataset, cfg.model, is_train=False)
+            check_test_classes(cfg.dataloader.train.dataset, cfg.dataloader.test.dataset)
+            check_ground_truth(cfg.dataloader.evaluator, cfg.model)
+        names = dataset_names(cfg.dataloader.train.dataset)
         self.mapper = instantiate(cfg.dataloader.train.mapper)
+        check_training_masks(train_dicts, self.mapper, cfg.model, ", ".join(names))
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -79,7 +90,7 @@ class LazyTrainer(DefaultTrainer):
         self.prior_init = PriorInit(
             train_dicts,
             self.mapper,
-            dataset_names(cfg.dataloader.train.dataset),
+            names,
             output_dir=cfg.train.output_dir,
             prior_file=cfg.train.prior_file,
             reset_prior=cfg.train.reset_prior,
@@ -116,14 +127,12 @@ class LazyTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg):
         """The config's evaluator; Detectron2's COCOEvaluator keeps its results for the pictures."""
-        node = cfg.dataloader.evaluator
-        for one in node if isinstance(node, ListConfig) else [node]:
-            target = target_of(one)
-            if inspect.isclass(target) and issubclass(target, COCOEvaluator):
-                if not one.get("output_dir"):
-                    one.output_dir = os.path.join(cfg.train.output_dir, "inference")
-                _forget_converted(instantiate(one.dataset_name), one.output_dir)
-        return instantiate(node)
+        check_ground_truth(cfg.dataloader.evaluator, cfg.model)
+        for one in coco_evaluators(cfg.dataloader.evaluator):
+            if not one.get("output_dir"):
+                one.output_dir = os.path.join(cfg.train.output_dir, "inference")
+            _forget_converted(instantiate(one.dataset_name), one.output_dir)
+        return instantiate(cfg.dataloader.evaluator)
 
     @classmethod
     def test(cls, cfg, model):

@@ -9,17 +9,24 @@ also the same for any number of processes; each takes its slice.
 
 import itertools
 import logging
+import struct
 
 import torch
-from detectron2.data import DatasetFromList
+from detectron2.data import DatasetFromList, DatasetMapper
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import BadInput
 from .views import seeded
 
 logger = logging.getLogger(__name__)
+
+# What a file that is no sound image raises in Pillow or, of another size, in Detectron2.
+BROKEN_IMAGE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
+MAY_HAVE_16_BITS = (".png", ".tif", ".tiff", ".pgm")
 
 
 def build_replayable_train_loader(
@@ -46,7 +53,7 @@ def build_replayable_train_loader(
         seed (int): of the order and of the augmentations; -1 draws one, and then a resumed run
             has another order.
         unreadable (str): what an image that cannot be read does: "stop" the run, or "skip" to the
-            next one, with one warning for each file.
+            next one, with one warning for each file, which counts them.
 
     Returns:
         ReplayableLoader
@@ -60,11 +67,36 @@ def build_replayable_train_loader(
             f"dataloader.train.total_batch_size={total_batch_size} is not a multiple of the "
             f"{comm.get_world_size()} processes"
         )
+    if is_detectron2s(mapper) and mapper.use_instance_mask:
+        _check_masks(dataset, mapper.instance_mask_format == "polygon")
     if seed < 0:  # Detectron2's way to ask for no seed
         seed = comm.shared_random_seed()
     sampler = sampler or TrainingSampler(len(dataset), seed=seed)
     batches = ReplayableBatches(sampler, dataset, total_batch_size, aspect_ratio_grouping)
     return ReplayableLoader(dataset, mapper, batches, num_workers, seed, unreadable)
+
+
+def is_detectron2s(mapper):
+    """Whether a mapper reads images and annotations as Detectron2's own does, and no other way."""
+    return isinstance(mapper, DatasetMapper) and all(
+        getattr(type(mapper), name) is getattr(DatasetMapper, name)
+        for name in ("__call__", "_transform_annotations")
+    )
+
+
+def _check_masks(dataset, is_polygon):
+    """Raises BadInput for an image whose masks Detectron2's mapper cannot put together."""
+    for record in dataset:
+        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        fault = None
+        if len({"segmentation" in a for a in objects}) > 1:
+            fault = "only some of its objects have a segmentation; add it to the others, or set "
+            fault += "dataloader.train.mapper.use_instance_mask=False"
+        elif is_polygon and any(isinstance(a.get("segmentation"), dict) for a in objects):
+            fault = "the masks are run lengths; set "
+            fault += "dataloader.train.mapper.instance_mask_format=bitmask (INPUT.MASK_FORMAT)"
+        if fault:
+            raise BadInput(f"{record.get('file_name')}: {fault}")
 
 
 class ReplayableBatches:
@@ -142,12 +174,11 @@ class _SeededDataset(Dataset):
                     return self.mapper(self.dicts[candidate])
             except BadInput as e:
                 if self.unreadable == "stop":
-                    raise BadInput(
-                        f"{e}; mend or remove it, or set dataloader.train.unreadable=skip"
-                    ) from None
+                    raise BadInput(f"{e}, or set dataloader.train.unreadable=skip") from None
                 if not self.warned[candidate]:
                     self.warned[candidate] = 1
-                    logger.warning(f"{e}: skipped")
+                    so_far = f"{int(self.warned.sum())} of {len(self.dicts)}"
+                    logger.warning(f"skipped {so_far} images so far: {e}")
         raise BadInput("none of the images can be read")
 
 
@@ -156,12 +187,25 @@ class ReadOrName:
 
     def __init__(self, mapper):
         self.mapper = mapper
+        self.makes_8_bits = is_detectron2s(mapper) and mapper.image_format in ("BGR", "RGB")
 
     def __call__(self, record):
         try:
+            if self.makes_8_bits:
+                _require_8_bits(record["file_name"])
             return self.mapper(record)
-        # PIL raises OSError or SyntaxError for broken files, Detectron2 SizeMismatchError.
-        except (OSError, SyntaxError, ValueError) as e:
+        except BROKEN_IMAGE as e:
             raise BadInput(
-                f"{record.get('file_name')}: cannot be read ({type(e).__name__}: {e})"
+                f"{record.get('file_name')}: cannot be read ({type(e).__name__}: {e}); "
+                "mend or remove it"
             ) from e
+
+
+def _require_8_bits(path):
+    """Raises ValueError for an image of 16 bits, of which Pillow makes a nearly white one."""
+    if str(path).lower().endswith(MAY_HAVE_16_BITS):
+        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            if image.mode.startswith(("I", "F")):
+                low, high = image.getextrema()
+                if not (low >= 0 and high <= 255):
+                    raise ValueError(f"values from {low:g} to {high:g}; scale them to 0 to 255")
