@@ -25,6 +25,7 @@ DOCUMENTS = [
     "docs/guides.md",
     "docs/imbalance.md",
     "docs/performance.md",
+    "docs/reliability.md",
 ]
 MARKER = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DETECTORS = {
@@ -227,6 +228,19 @@ def comparison(rows):
     return tabulate(cells, head, tablefmt="github", disable_numparse=True)
 
 
+def bad_data(records):
+    """A row for each kind of bad data: what happens, and what the user is told."""
+    rows = [[r["place"], r["kind"], r["outcome"], _quoted(r["message"])] for r in records]
+    head = ["where", "kind", "what happens", "message"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def _quoted(text, most=150):
+    """At most so many letters, as code in a cell of a table."""
+    text = text if len(text) <= most else f"{text[: most - 3]}..."
+    return text and "`{}`".format(text.replace("|", "\\|").replace("`", "'"))
+
+
 TABLES = {
     f.__name__: f
     for f in (
@@ -241,8 +255,10 @@ TABLES = {
         paa_prior,
         paa_training,
         comparison,
+        bad_data,
     )
 } | BENCH_TABLES
+KEYS = {"comparison": "summary", "bad_data": "bad_data"}  # of the lists in a file; else "runs"
 
 
 def read(path, key):
@@ -251,7 +267,8 @@ def read(path, key):
     Args:
         path (str): JSON, a list of records or what tools/compare.py writes; or CSV, whose rows are
             dicts of text.
-        key (str): "runs" or "summary" of what tools/compare.py writes.
+        key (str): "runs" or "summary" of what tools/compare.py writes, or another one of a file with
+            several tables.
     """
     with open(path, newline="") as f:
         if path.endswith(".csv"):
@@ -267,7 +284,7 @@ def render(text):
 
     def table(match):
         begin, name, paths, end = match.groups()
-        key = "summary" if name == comparison.__name__ else "runs"
+        key = KEYS.get(name, "runs")
         records = [record for path in paths.split("+") for record in read(path, key)]
         return f"{begin}{TABLES[name](records)}\n{end}"
 

@@ -1,0 +1,69 @@
+"""Kinds of COCO files that spoil an evaluation."""
+
+from bad_boxes import MASK_RCNN
+from bad_kind import STOPPED, TRAINED, kinds_of
+from sound_data import CocoData
+
+EVALUATED_KINDS, kind = kinds_of("COCO, evaluated", CocoData)
+FIRST = "val.json: annotation 1 of image 1 has "
+
+
+@kind("without annotations", TRAINED, "val", "none of its 2 images has an object")
+def _(data):
+    del data.val["annotations"]
+
+
+@kind("no annotation", TRAINED, "val", "none of its 2 images has an object")
+def _(data):
+    data.val["annotations"] = []
+
+
+@kind("box with NaN", STOPPED, FIRST + "bbox=[nan")
+def _(data):
+    data.val["annotations"][0]["bbox"][0] = float("nan")
+
+
+@kind("box of no area", TRAINED, "val.json: the evaluation counts 1 boxes of no area")
+def _(data):
+    data.val["annotations"][0]["bbox"][2] = 0
+
+
+@kind("annotation without an area", STOPPED, FIRST + "area=None")
+def _(data):
+    del data.val["annotations"][0]["area"]
+
+
+@kind("annotation without iscrowd", STOPPED, FIRST + "no 'iscrowd'")
+def _(data):
+    del data.val["annotations"][0]["iscrowd"]
+
+
+@kind("classes in another order", STOPPED, "in another order (ant, bee; bee, ant)")
+def _(data):
+    for category, name in zip(data.val["categories"], ("bee", "ant")):
+        category["name"] = name
+
+
+@kind("classes of other names", TRAINED, "(ant, bee; ant, wasp)", "by position")
+def _(data):
+    data.val["categories"][1]["name"] = "wasp"
+
+
+@kind("annotation of id 0", TRAINED, "val.json: the evaluation counts annotation 0")
+def _(data):
+    data.val["annotations"][0]["id"] = 0
+
+
+@kind("annotation of an id in letters", STOPPED, "val.json: annotation a1 of image 1")
+def _(data):
+    data.val["annotations"] = [{**a, "id": f"a{a['id']}"} for a in data.val["annotations"]]
+
+
+@kind(
+    "object without a mask, for Mask R-CNN",
+    STOPPED,
+    "val.json: annotation 2 of image 1 has no sound 'segmentation'",
+    lines=MASK_RCNN,
+)
+def _(data):
+    del data.val["annotations"][1]["segmentation"]
