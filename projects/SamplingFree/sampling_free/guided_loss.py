@@ -18,6 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Below float32's end by what a loss is multiplied with besides: processes, float16's scale. Only
+# a classification loss of less than 1e-30 comes near, for which it makes no difference.
+MAX_RATIO = 1e30
+
 
 def guide_ratio(loss_cls, loss_loc, weight=1.0):
     """r = weight * L_loc / L_cls, without gradient, in float32.
@@ -28,10 +32,11 @@ def guide_ratio(loss_cls, loss_loc, weight=1.0):
         weight (float): w.
 
     Returns:
-        Tensor: r, a scalar >= 0; 0 where there is no classification loss to scale.
+        Tensor: r, a scalar in [0, MAX_RATIO]; 0 where there is no classification loss to scale.
     """
     loss_cls, loss_loc = loss_cls.detach().float(), loss_loc.detach().float()
-    return torch.where(loss_cls == 0, torch.zeros_like(loss_cls), weight * loss_loc / loss_cls)
+    ratio = torch.where(loss_cls == 0, torch.zeros_like(loss_cls), weight * loss_loc / loss_cls)
+    return ratio.clamp(max=MAX_RATIO)
 
 
 class GuidedLosses(NamedTuple):

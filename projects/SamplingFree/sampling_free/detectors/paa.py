@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from ..classification_loss import sigmoid_bce_all
 from ..errors import BadInput, require_number
+from ..guided_loss import guide_ratio
 from ..paa_assignment import paa_match
 from ..score_voting import vote
 from .atss import ATSS, SamplingFreeATSS
@@ -184,7 +185,7 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
         rows = labels[foreground]
         signs = 1 - 2 * F.one_hot(rows, self.num_classes)
         cls = F.softplus(signs * logits_at(pred_logits, foreground)).sum(dim=1)  # (M,)
-        return cls * loc.sum() / sigmoid_bce_all(pred_logits, labels) + loc
+        return cls * guide_ratio(sigmoid_bce_all(pred_logits, labels), loc.sum()) + loc
 
 
 def logits_at(pred_logits, mask):
