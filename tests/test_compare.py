@@ -16,9 +16,9 @@ from yaml_files import RETINANET
 
 import compare
 from sampling_free.comparison.plan import plan, runs_of_configs, runs_of_variants, with_seeds
-from sampling_free.comparison.runs import Run, config_digest, slug, split_overrides
+from sampling_free.comparison.runs import YOUNGER, Run, config_digest, slug, split_overrides
 from sampling_free.comparison.thresholds import score_thresholds, shared_settings, usual_settings
-from sampling_free.config import load_config
+from sampling_free.config import TRAIN_DEFAULTS, load_config
 from sampling_free.errors import BadInput
 
 
@@ -193,6 +193,17 @@ class TestPlan:
             for overrides in ([], ["train.output_dir=x"], ["optimizer.lr=1"], ["train.max_iter=3"])
         ]
         assert digests[0] == digests[1] and len(set(digests)) == 3
+
+    def test_keys_that_came_later_leave_the_digests_of_before(self, stage):
+        cfg = load_config(stage.config)
+        before = config_digest(cfg)
+        old = cfg.copy()
+        for key, value in YOUNGER.items():
+            assert value == TRAIN_DEFAULTS[key]
+            del old.train[key]
+        assert config_digest(old) == before
+        cfg.train.skip_nonfinite = 2
+        assert config_digest(cfg) != before
 
     def test_the_digest_is_the_same_in_another_process(self, stage):
         code = (

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 # What makes two runs one, beside the digest of the whole config; the rest is how it was spelt.
 SAME = ("variant", "override", "learning_rate", "seed", "train_split", "test_split", "digest")
 SPELLING = ("config", "overrides")
+# Keys of `train` younger than the first records, which at these values change nothing.
+YOUNGER = {"skip_nonfinite": 0, "allow_pickle": False}
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def config_digest(cfg):
     """A short digest of a resolved config, the same on every machine.
 
     Args:
-        cfg (DictConfig): whole; its output folder does not count.
+        cfg (DictConfig): whole; its output folder does not count, nor what is as in YOUNGER.
 
     Returns:
         str: 12 hexadecimal digits.
@@ -173,6 +175,8 @@ def config_digest(cfg):
     cfg = cfg.copy()
     cfg.train.output_dir = ""
     values = OmegaConf.to_container(cfg, resolve=True)
+    train = values["train"]
+    values["train"] = {k: v for k, v in train.items() if k not in YOUNGER or v != YOUNGER[k]}
     text = json.dumps(_named(values), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
