@@ -3,9 +3,9 @@
 
     python benchmarks/bench_iteration.py --output results/bench_iteration.csv
 
-R50 with random weights on made-up images: 800 x 1333 pixels on a GPU, 320 x 480 on a CPU. The
-sampling-free detector and its baseline take turns on the same batch. "proposals" is how many of an
-image the RoI heads were given, "foreground" how many of them are.
+R50 with random weights on made-up images: two of 800 x 1333 pixels on a GPU, one of 320 x 480 on a
+CPU. The sampling-free detector and its baseline take turns on the same batch. "proposals" is how
+many of an image the RoI heads were given, "foreground" how many of them are.
 """
 
 import torch
@@ -31,14 +31,14 @@ DETECTORS = {
     "cascade_rcnn/cascade_rcnn": "_sampled",
 }
 PRIORS = {"_focal": "model.prior=1e-5", "_sampled": "model.proposal_generator.prior=1e-4"}
-SIZES = {"cpu": (320, 480), "cuda": (800, 1333)}
+BATCHES = {"cpu": (1, 320, 480), "cuda": (2, 800, 1333)}  # images, height and width
 
 
 def cases(device, quick):
     """Every detector; on a GPU in both precisions."""
-    height, width = (64, 96) if quick else SIZES[device]
+    images, height, width = (1, 64, 96) if quick else BATCHES[device]
     return [
-        {"detector": name, "images": 2, "height": height, "width": width, "dtype": dtype}
+        {"detector": name, "images": images, "height": height, "width": width, "dtype": dtype}
         for name in DETECTORS
         for dtype in (("fp32", "bf16") if device == "cuda" else ("fp32",))
     ]

@@ -267,8 +267,8 @@ def read(path, key):
     Args:
         path (str): JSON, a list of records or what tools/compare.py writes; or CSV, whose rows are
             dicts of text.
-        key (str): "runs" or "summary" of what tools/compare.py writes, or another one of a file with
-            several tables.
+        key (str): "runs" or "summary" of what tools/compare.py writes, or another list of a file
+            that has several.
     """
     with open(path, newline="") as f:
         if path.endswith(".csv"):
