@@ -366,11 +366,11 @@ def test_tables_show_the_rows_of_every_device_and_empty_cells_where_there_was_no
     cpu = {"device": "cpu", "heap": "kept", **shape, "reason": ""}
     time = {"ms_10": "19", "ms_90": "23", "ratio": "1", "floors": "2.5"}
     ours = {**cpu, "loss": "fused", "ms": "20.123", **time, "peak": "1.002"}
-    focal = {**cpu, "loss": "focal", "ms": "241.4", **time, "ratio": "12.06"}
+    focal = {**cpu, "loss": "focal", "ms": "2414.3", **time, "ratio": "12.06"}
     none = {"device": "cuda", "heap": "", **shape, "reason": "no GPU"}
     table = render_tables.TABLES["loss_time"]([ours, focal, none]).splitlines()
     assert "| ours " in table[2] and "20.1 (19 to 23)" in table[2]
-    assert "| 241 (19 to 23)" in table[3] and "| 12.1 " in table[3] and "no GPU" in table[3]
+    assert "| 2414 (19 to 23)" in table[3] and "| 12.1 " in table[3] and "no GPU" in table[3]
     shapes = render_tables.TABLES["loss_shapes"]([ours, focal, none]).splitlines()
     assert "12.1" in shapes[2] and "CPU, heap kept" in shapes[2]
     assert "GPU" in shapes[3] and "no GPU" in shapes[3] and "nan" not in shapes[3]

@@ -146,7 +146,10 @@ def _place(device, heap):
 
 
 def _number(row, column):
-    return f"{float(row[column]):.3g}" if row.get(column) else ""
+    if not row.get(column):
+        return ""
+    value = float(row[column])
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _spread(row, column):
