@@ -172,6 +172,14 @@ def _(data):
     del data.train["annotations"][-1]["segmentation"]
 
 
+@kind("RLE of a crowd, for Mask R-CNN", TRAINED, lines=MASK_RCNN)
+def _(data):
+    _rle(data, [WHOLE // 2, WHOLE // 4, WHOLE // 4])
+    crowd = {**data.train["annotations"][-1], "iscrowd": 1}
+    data.train["annotations"][-1] = crowd
+    data.val["annotations"].append({**crowd, "image_id": 1})
+
+
 @kind("no object has a mask, for Mask R-CNN", STOPPED, "train1.png has no seg", lines=MASK_RCNN)
 def _(data):
     for annotation in data.train["annotations"]:

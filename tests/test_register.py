@@ -252,6 +252,15 @@ def test_a_broken_coco_file_is_named(coco, name, text):
     _line(error)
 
 
+def test_the_entry_at_fault_is_named_without_a_config_too(coco, name):
+    content = json.loads((coco / "ann.json").read_text())
+    content["annotations"][1]["category_id"] = 7
+    (coco / "ann.json").write_text(json.dumps(content))
+    register_coco(name, "ann.json", "images")
+    with pytest.raises(BadInput, match="ann.json: annotation 2 of image 7 has category_id=7"):
+        DatasetCatalog.get(name)
+
+
 def test_what_the_checks_do_not_know_is_one_line_too(coco, name, monkeypatch):
     def fail(*_):
         raise TypeError("some reason")
