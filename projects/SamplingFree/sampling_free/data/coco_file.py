@@ -2,8 +2,8 @@
 
 Detectron2's own errors name no id, and some mistakes are none to it: of two images with one id
 pycocotools keeps the last. What can be left out alone, such as a box without an area, is not
-looked at here but in check.py. For this a file is parsed once more than by Detectron2: half a
-minute for the 450 MB of COCO's training set.
+looked at here but in check.py. For this a file is parsed once more, which takes as long as
+Detectron2 takes to load it.
 """
 
 import json
