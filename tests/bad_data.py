@@ -8,6 +8,7 @@ The kinds are in bad_images.py, bad_coco.py, bad_boxes.py, bad_evaluated.py and 
 
 import argparse
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -36,8 +37,7 @@ from sampling_free.config import load_config
 from sampling_free.datasets import load_dataset
 
 sys.path.insert(0, str(REPO))
-
-import train_net  # noqa: E402
+train_net = importlib.import_module("train_net")
 
 KINDS = [*IMAGE_KINDS, *COCO_KINDS, *BOX_KINDS, *EVALUATED_KINDS, *VOC_KINDS]
 TRACED = "STACK TRACE"  # none ends so
