@@ -38,6 +38,7 @@ TRAIN_DEFAULTS = dict(
     num_pictures=0,  # detections beside ground truth, drawn at the end
     monitor_period=0,  # iterations between two measurements of the gradients; 0: none
     skip_nonfinite=0,  # batches in a row that may be left out, if their loss is not finite
+    reference_batch_size=0,  # that the learning rate is for, which is scaled to the batch; 0: not
     allow_pickle=False,  # load weights that could run code; --allow-pickle sets it
 )
 # Keys that take a number or a word, and whose nodes know which.
@@ -213,6 +214,11 @@ def _check_train(train):
         raise BadInput(
             f"train.skip_nonfinite={train.skip_nonfinite!r}: give a number of batches in a row, "
             "or 0 to stop at the first"
+        )
+    if type(train.reference_batch_size) is not int or train.reference_batch_size < 0:
+        raise BadInput(
+            f"train.reference_batch_size={train.reference_batch_size!r}: give the whole number of "
+            "images that optimizer.lr was chosen for, or 0 to take it as it is"
         )
     if not isinstance(train.allow_pickle, bool):
         raise BadInput(f"train.allow_pickle={train.allow_pickle!r}: give True or False")

@@ -36,6 +36,7 @@ from .datasets import (
 )
 from .errors import BadInput
 from .hooks import FinalPictures, PeakMemory, StatefulBestCheckpointer
+from .lr_scaling import scale_learning_rates, warn_if_other
 from .monitor import ImbalanceMonitor
 from .prior_init import PriorInit
 from .step import PrecisionTrainer
@@ -115,6 +116,7 @@ class LazyTrainer(DefaultTrainer):
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
         cfg.optimizer.params.pop("model")  # a config is saved and printed, a model is not
+        scale_learning_rates(cfg, optimizer)
         clip = get_cfg()
         for key, value in cfg.train.clip_gradients.items():
             clip.SOLVER.CLIP_GRADIENTS[key.upper()] = value
@@ -186,8 +188,10 @@ class LazyTrainer(DefaultTrainer):
     def resume_or_load(self, resume=True):
         """Resumes the last checkpoint of ``train.output_dir``, or loads ``init_checkpoint``."""
         resumes = resume and self.checkpointer.has_checkpoint()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.checkpointer.resume_or_load(self.cfg.train.init_checkpoint, resume=resume)
         if resumes:
+            warn_if_other(rates, self.optimizer)
             self.start_iter = self.iter + 1
             if hasattr(self.data_loader, "start_iter"):
                 self.data_loader.start_iter = self.start_iter

@@ -123,6 +123,12 @@ def lazy_from_cfg_node(cfg):
     Returns:
         DictConfig: with the nodes of a LazyConfig.
     """
+    workers, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if workers < 0 or workers and images % workers:
+        raise BadInput(
+            f"SOLVER.REFERENCE_WORLD_SIZE {workers}: give the number of processes that share "
+            f"SOLVER.IMS_PER_BATCH = {images}, or 0 to scale nothing"
+        )
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     for key, is_on in {
         "TEST.PRECISE_BN.ENABLED": cfg.TEST.PRECISE_BN.ENABLED,

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 SAME = ("variant", "override", "learning_rate", "seed", "train_split", "test_split", "digest")
 SPELLING = ("config", "overrides")
 # Keys of `train` younger than the first records, which at these values change nothing.
-YOUNGER = {"skip_nonfinite": 0, "allow_pickle": False}
+YOUNGER = {"skip_nonfinite": 0, "allow_pickle": False, "reference_batch_size": 0}
 
 
 @dataclass(frozen=True)
