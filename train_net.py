@@ -9,7 +9,7 @@ python train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --
 python train_net.py --config-file configs/retinanet/retinanet_R_50_FPN_1x.py --variant ghm
 """
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -21,6 +21,7 @@ from sampling_free.cli import (
     one_line_errors,
 )
 from sampling_free.engine import LazyTrainer, evaluate_only
+from sampling_free.processes import add_timeout, start
 from sampling_free.variants import VARIANTS
 
 
@@ -47,20 +48,14 @@ def main():
         "--variant", metavar="NAME", help=f"make it another detector first; {'; '.join(lines)}"
     )
     add_allow_pickle(parser)
+    add_timeout(parser)
     args = parser.parse_args()
     args.opts += allowed_pickle(args)
     args.config_file = find_config(args.config_file)
     if args.num_gpus * args.num_machines > 1:
         # A mistake is said once, not by each process.
         load_config(args.config_file, args.opts, args.sampling_free, args.variant)
-    launch(
-        train_or_evaluate,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    start(train_or_evaluate, args)
 
 
 if __name__ == "__main__":
