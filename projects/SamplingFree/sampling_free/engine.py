@@ -75,6 +75,7 @@ class LazyTrainer(DefaultTrainer):
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        scale_learning_rates(cfg, optimizer)
         loader = self.build_train_loader(cfg, train_dicts, self.mapper)
         ddp = dict(cfg.train.ddp)
         if cfg.train.device == "cpu":
@@ -116,7 +117,6 @@ class LazyTrainer(DefaultTrainer):
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
         cfg.optimizer.params.pop("model")  # a config is saved and printed, a model is not
-        scale_learning_rates(cfg, optimizer)
         clip = get_cfg()
         for key, value in cfg.train.clip_gradients.items():
             clip.SOLVER.CLIP_GRADIENTS[key.upper()] = value
