@@ -35,12 +35,12 @@ REMAKE := remake
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench lint format clean remake
+.PHONY: help venv demo test test-long bench lint format clean remake
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo
-	@echo 'ARGS="..." is handed on by demo, test and bench; PYTHON=... makes .venv with another Python.'
+	@echo 'ARGS="..." is handed on by demo, test, test-long and bench; PYTHON=... makes .venv with another Python.'
 	@echo 'DETECTRON2=... takes another Detectron2: a pip requirement, a wheel or a checkout.'
 
 venv: $(STAMP)  ## set up .venv: PyTorch, Detectron2 and this package
@@ -52,6 +52,13 @@ demo: $(STAMP)  ## train and evaluate a small detector on made-up images
 test: OMP_NUM_THREADS = 1
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+RELIABILITY := results/reliability.json
+test-long: OMP_NUM_THREADS = 1
+test-long: $(STAMP)  ## run the tests that take long, for docs/reliability.md
+	$(BIN)/python -m pytest -n 2 -m long --figures $(RELIABILITY) $(ARGS)
+	$(BIN)/python tests/bad_data.py --output $(RELIABILITY)
+	$(BIN)/python tools/render_tables.py
 
 bench: $(STAMP)  ## measure speed and memory, for docs/performance.md
 	set -e; for name in $(BENCHMARKS); do \

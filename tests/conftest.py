@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
 import importlib
+import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +34,45 @@ def device(request, monkeypatch):
         monkeypatch.setattr(module, "PLACES", 16)
     monkeypatch.setattr("sampling_free.classification_loss.kernel_of", lambda _: module)
     return KERNELS[request.param]
+
+
+FIGURE = "figure"  # the name of pytest's property that holds one
+
+
+def pytest_addoption(parser):
+    parser.addoption("--figures", metavar="FILE", help="JSON that gets what long tests measure")
+
+
+@pytest.fixture
+def figure(record_property):
+    """Call as ``figure(table, name, **values)``: a row of a table in docs/reliability.md."""
+
+    def keep(table, name, **values):
+        record_property(FIGURE, [table, name, values])
+
+    return keep
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    path = config.getoption("--figures")
+    if path and not hasattr(config, "workerinput"):  # of pytest-xdist: it reports to the first
+        config.pluginmanager.register(_Figures(Path(path)))
+
+
+class _Figures:
+    """Writes each figure as soon as its test has passed; what other tests measured stays."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "call" or not report.passed:
+            return
+        for name, (table, row, values) in report.user_properties:
+            if name == FIGURE:
+                content = json.loads(self.path.read_text()) if self.path.exists() else {}
+                content.setdefault(table, {})[row] = values
+                part = self.path.with_suffix(".tmp")
+                part.write_text(json.dumps(content, indent=1))
+                os.replace(part, self.path)
