@@ -42,8 +42,9 @@ def assert_same_runs(on, off):
         assert a["trainer"]["_trainer"]["optimizer"]["state"], "nothing was compared"
         times = ("time", "data_time", "rank_data_time")
         for x in (a, b):
-            numbers = x["trainer"].get("scalars", {})
-            x["trainer"]["scalars"] = {k: v for k, v in numbers.items() if k not in times}
+            for kind in ("scalars", "unsmoothed"):
+                kept = {k: v for k, v in x["trainer"].get(kind, {}).items() if k not in times}
+                x["trainer"][kind] = {k: v for k, v in kept.items() if "monitor/" not in k}
         assert same(a["trainer"], b["trainer"]), name
         assert same(a.get("prior"), b.get("prior"))
     rows = metrics(on)

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import re
 import signal
 import subprocess
@@ -107,6 +108,7 @@ def start(config, *arguments):
         text=True,
         env=environment(),
         cwd=REPO,
+        start_new_session=True,
         # Where the tests run in the background of a shell, it is ignored by all that they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -119,15 +121,21 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-def test_an_interrupt_is_one_line_and_what_was_saved_stays(tmp_path, config):
-    process = start(config, "train.max_iter=100000", "train.checkpointer.period=2")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_interrupt_is_one_line_and_leaves_a_checkpoint(tmp_path, config, number, num_workers):
+    workers = f"dataloader.train.num_workers={num_workers}"
+    process = start(config, "train.max_iter=100000", "train.checkpointer.period=2", workers)
     wait_for(tmp_path / "out" / "model_0000003.pth", process)
-    process.send_signal(signal.SIGINT)
+    # As a terminal and a cluster do it: to all processes, those that load the images among them.
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=180)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in out + err
-    assert only_error(err) == "error: interrupted"
-    assert (tmp_path / "out" / "last_checkpoint").is_file()
+    path = tmp_path / "out" / (tmp_path / "out" / "last_checkpoint").read_text()
+    name = signal.Signals(number).name
+    assert only_error(err) == f"error: interrupted by {name}; --resume goes on from {path}"
+    assert load(path)["trainer"]["is_in_hooks"] is False
 
 
 @pytest.fixture

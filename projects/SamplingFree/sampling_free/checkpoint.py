@@ -6,6 +6,8 @@ that the file is trusted.
 """
 
 import contextlib
+import glob
+import logging
 import os
 import pickle
 import re
@@ -17,9 +19,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 
+from .agreement import agreed
 from .errors import BadInput
 from .safe_pickle import require_plain
 from .stored_prior import StoredPrior
+from .whole_checkpoint import newest_whole
+
+logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
 
@@ -110,10 +116,22 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
             raise BadInput(f"{path}: not a readable checkpoint ({_first_line(e)})") from e
 
     def resume_or_load(self, path, *, resume=True, need_all=False):
-        """As Detectron2's; ``need_all`` goes for ``path``, a resumed run needs all anyway."""
+        """As Detectron2's; ``need_all`` goes for ``path``, a resumed run needs all anyway.
+
+        In the place of a last checkpoint that is torn or absent the one before it is resumed.
+        """
         if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file(), need_all=True)
+            return self.load(agreed(self._newest_whole), need_all=True)
         return self.load(path, checkpointables=[], need_all=need_all)
+
+    def _newest_whole(self):
+        named = self.get_checkpoint_file()
+        path, fault = newest_whole(named)
+        if fault:
+            logger.warning(f"{named}: {fault}; resumed from the one before it, {path}")
+        for leftover in glob.glob(os.path.join(glob.escape(self.save_dir), f"*{UNFINISHED}*")):
+            os.remove(leftover)
+        return path
 
     def save(self, name, **kwargs):
         """As Detectron2's, but the file appears under its name only when it is whole."""
@@ -131,10 +149,14 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename):
         unfinished = os.path.join(self.save_dir, last_filename_basename)
         finished = unfinished.replace(UNFINISHED, "")
+        with open(unfinished, "rb") as f:
+            os.fsync(f.fileno())  # else the name may outlive a power cut, and the content not
         os.replace(unfinished, finished)
         tag = os.path.join(self.save_dir, "last_checkpoint")
         with open(f"{tag}{UNFINISHED}", "w") as f:
             f.write(os.path.basename(finished))
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(f"{tag}{UNFINISHED}", tag)
 
     def _load_file(self, filename):

@@ -9,6 +9,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from .config import find_config, load_config
 from .errors import BadInput, NonFiniteLoss
+from .interruption import Interrupted
 
 __all__ = [
     "add_allow_pickle",
@@ -50,9 +51,13 @@ def one_line_errors(main):
         except (BadInput, NonFiniteLoss) as e:
             print(f"error: {e}", file=sys.stderr)
         except ProcessExitedException as e:
-            if e.exit_code not in (1, 2):  # a process that was killed
+            if e.exit_code < 0:  # a process that was killed
                 raise
             sys.exit(e.exit_code)
+        except Interrupted as e:
+            if str(e):
+                print(f"error: {e}", file=sys.stderr)
+            sys.exit(e.code)
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             sys.exit(130)

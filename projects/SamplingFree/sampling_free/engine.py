@@ -1,15 +1,17 @@
 """Detectron2's DefaultTrainer driven by a LazyConfig: ``LazyTrainer``."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import weakref
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model, default_writers
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -23,6 +25,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from . import best_threshold
+from .agreement import agreed
 from .checkpoint import NamingCheckpointer, load_trained
 from .datasets import (
     check_ground_truth,
@@ -35,16 +38,24 @@ from .datasets import (
     test_loader,
 )
 from .errors import BadInput
-from .hooks import FinalPictures, PeakMemory, StatefulBestCheckpointer
+from .hooks import (
+    FinalPictures,
+    KeepingCheckpointer,
+    PeakMemory,
+    ResumableWriter,
+    StatefulBestCheckpointer,
+)
+from .interruption import Interrupted, Interruption
 from .lr_scaling import scale_learning_rates, warn_if_other
 from .monitor import ImbalanceMonitor
 from .prior_init import PriorInit
 from .step import PrecisionTrainer
+from .training_state import put_scalars, running_numbers, scalars_of, set_running_numbers
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.json"  # Detectron2's name
 EVALUATION = "evaluation.json"  # of --eval-only: the results as in metrics.json
-SMOOTHED = 20  # iterations: Detectron2's writers take the median of so many
 
 
 class LazyTrainer(DefaultTrainer):
@@ -86,7 +97,10 @@ class LazyTrainer(DefaultTrainer):
             model, loader, optimizer, cfg.train.device, dtype, cfg.train.skip_nonfinite
         )
 
-        self._scalars = {}
+        self.interruption = Interruption()
+        self._trainer.wants_to_stop = lambda: self.interruption.number is not None
+        self.is_in_hooks = False
+        self._resumed = {}  # the trainer's part of the checkpoint
         self.start_iter = 0
         self.max_iter = cfg.train.max_iter
         self.prior_init = PriorInit(
@@ -160,7 +174,8 @@ class LazyTrainer(DefaultTrainer):
         main = comm.is_main_process()
 
         def evaluate():
-            self._last_eval_results = self.test(self.cfg, self.model)
+            with self.interruption.at_once():  # it may take longer than a cluster waits
+                self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
         scheduler = instantiate(self.cfg.lr_multiplier)
@@ -175,10 +190,14 @@ class LazyTrainer(DefaultTrainer):
             ImbalanceMonitor(train.monitor_period, train.output_dir)
             if train.monitor_period
             else None,
-            hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if main else None,
+            KeepingCheckpointer(self.checkpointer, **train.checkpointer) if main else None,
             hooks.EvalHook(train.eval_period, evaluate),
             best if best and main else None,
-            hooks.PeriodicWriter(self.build_writers(), period=train.log_period) if main else None,
+            ResumableWriter(
+                self.build_writers, os.path.join(train.output_dir, METRICS), train.log_period
+            )
+            if main
+            else None,
             FinalPictures(self.cfg) if main else None,
         ]
 
@@ -193,70 +212,118 @@ class LazyTrainer(DefaultTrainer):
         if resumes:
             warn_if_other(rates, self.optimizer)
             self.start_iter = self.iter + 1
+            self._check_max_iter()
             if hasattr(self.data_loader, "start_iter"):
                 self.data_loader.start_iter = self.start_iter
+
+    def _check_max_iter(self):
+        if self.start_iter > self.max_iter:
+            raise BadInput(
+                f"train.max_iter={self.max_iter}: the checkpoint to resume from, of "
+                f"{self.cfg.train.output_dir}, has {self.start_iter} iterations already; give "
+                "more, or evaluate it by --eval-only --resume"
+            )
+        before = self._resumed.get("max_iter", self.max_iter)
+        if before != self.max_iter:
+            logger.warning(
+                f"Resumed with train.max_iter={self.max_iter}, begun with {before}: from here on "
+                f"the learning rate is that of a schedule of {self.max_iter} iterations."
+            )
 
     def run_step(self):
         seed_step(self.cfg.train.seed, comm.get_rank(), self.iter)
         super().run_step()
 
     def train(self):
-        """Trains to ``train.max_iter``; returns the last evaluation, checked if so configured."""
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        """Trains to ``train.max_iter``; returns the last evaluation, checked if so configured.
+
+        Raises:
+            Interrupted: by SIGTERM or Ctrl-C, after the iteration; there is a checkpoint of it.
+        """
+        try:
+            with self.interruption:
+                TrainerBase.train(self, self.start_iter, self.max_iter)
+        except Interrupted as e:
+            line = f"interrupted by {signal.Signals(e.number).name}"
+            if self.checkpointer.has_checkpoint():
+                line += f"; --resume goes on from {self.checkpointer.get_checkpoint_file()}"
+            raise Interrupted(e.number, line if comm.is_main_process() else "") from None
         results = getattr(self, "_last_eval_results", {})
         check_expected(self.cfg, results)
         return results
 
+    def before_train(self):
+        put_scalars(self.storage, self._resumed)
+        self.storage.iter = self.start_iter
+        with self.interruption.at_once():
+            super().before_train()
+            self._finish_iteration()
+
+    def _finish_iteration(self):
+        """What hooks had still to do in the iteration of the checkpoint that is resumed."""
+        last = self.start_iter - 1
+        if last < 0 or not self._resumed.get("is_in_hooks", True):
+            return
+        writers = [x for x in self._hooks if isinstance(x, ResumableWriter)]
+        if agreed(lambda: writers[0].newest == last):
+            return
+        self.iter = self.storage.iter = last
+        self._call_after_step(hooks.EvalHook, hooks.BestCheckpointer, ResumableWriter)
+        self.iter = self.storage.iter = self.start_iter
+
+    def _call_after_step(self, *kinds):
+        self.is_in_hooks = True
+        for hook in self._hooks:
+            if isinstance(hook, kinds):
+                hook.after_step()
+        self.is_in_hooks = False
+
+    def after_step(self):
+        try:
+            self._call_after_step(HookBase)
+        except Interrupted:  # an evaluation, in which other processes may wait for this one
+            self._save()
+            raise
+        if self._trainer.must_stop and self.iter + 1 < self.max_iter:
+            self._save()
+            comm.synchronize()  # the first process that ends ends the others
+            raise Interrupted(self.interruption.number or signal.SIGTERM)
+
+    def _save(self):
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+
+    def after_train(self):
+        ended = self.iter >= self.max_iter
+        self.iter = min(
+            self.iter, self.max_iter
+        )  # Detectron2 counts a finished run that resumes on
+        with self.interruption.at_once() if ended else contextlib.nullcontext():
+            super().after_train()
+
     def state_dict(self):
         # v0.6's DefaultTrainer keeps no optimizer state; no version keeps running numbers, nor
-        # the last scalars, of which the writers take medians.
-        model = self._bare_model()
-        base = TrainerBase.state_dict(self)
-        base.get("hooks", {}).pop(type(self.prior_init).__qualname__, None)  # has its own entry
+        # the last scalars.
+        state = TrainerBase.state_dict(self)
+        state.get("hooks", {}).pop(type(self.prior_init).__qualname__, None)  # has its own entry
         return {
-            **base,
+            **state,
+            # After the last iteration Detectron2 counts on, for an evaluation that is the best.
+            "iteration": min(self.iter, self.max_iter - 1),
+            "max_iter": self.max_iter,
+            "is_in_hooks": self.is_in_hooks,
             "_trainer": self._trainer.state_dict(),
-            "running": {
-                name: vars(owner)[attribute]
-                for name, owner, attribute in self._running_numbers(model)
-                if attribute in vars(owner)
-            },
-            "scalars": {
-                name: [list(pair) for pair in self.storage.history(name).values()[-SMOOTHED:]]
-                for name, smoothed in self.storage.smoothing_hints().items()
-                if smoothed and "time" not in name
-            }
-            if hasattr(self, "storage")
-            else {},
+            "running": running_numbers(self._bare_model()),
+            **(scalars_of(self.storage) if hasattr(self, "storage") else {}),
         }
 
     def load_state_dict(self, state_dict):
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        for name, owner, attribute in self._running_numbers(self._bare_model()):
-            if name in state_dict.get("running", {}):
-                setattr(owner, attribute, state_dict["running"][name])
-        self._scalars = state_dict.get("scalars", {})
-
-    def before_train(self):
-        for name, values in self._scalars.items():
-            for value, iteration in values:
-                self.storage.iter = iteration
-                self.storage.put_scalar(name, value)
-        self.storage.iter = self.start_iter
-        super().before_train()
+        set_running_numbers(self._bare_model(), state_dict.get("running", {}))
+        self._resumed = state_dict
 
     def _bare_model(self):
         return getattr(self.model, "module", self.model)
-
-    @staticmethod
-    def _running_numbers(model):
-        """Plain attributes that training updates: name in the checkpoint, owner, attribute."""
-        yield "loss_normalizer", model, "loss_normalizer"  # Detectron2's RetinaNet
-        for name, module in model.named_modules():
-            if hasattr(module, "guide_log"):
-                for attribute in ("num_batches", "num_empty"):
-                    yield f"{name}.{attribute}".lstrip("."), module.guide_log, attribute
 
 
 def seed_step(seed, rank, iteration):

@@ -1,5 +1,6 @@
 """Hooks that Detectron2 lacks."""
 
+import glob
 import logging
 import math
 import os
@@ -8,10 +9,11 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import BestCheckpointer
+from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PeriodicWriter
 
 from . import best_threshold
 from .datasets import dataset_names, load_dataset
+from .metrics_file import cut
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,64 @@ class StatefulBestCheckpointer(BestCheckpointer):
 
     def load_state_dict(self, state):
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+
+class KeepingCheckpointer(PeriodicCheckpointer):
+    """Detectron2's, but ``max_to_keep`` holds for what was saved before a resume, too."""
+
+    def before_train(self):
+        super().before_train()
+        if self.max_to_keep and self.trainer.start_iter > 0:
+            folder = glob.escape(self.checkpointer.save_dir)
+            saved = sorted(glob.glob(os.path.join(folder, f"{self.file_prefix}_[0-9]*.pth")))
+            newest = os.path.join(
+                self.checkpointer.save_dir,
+                f"{self.file_prefix}_{self.trainer.start_iter - 1:07d}.pth",
+            )
+            # Later ones, after a torn one, are written again.
+            saved = [path for path in saved if path <= newest]
+            for path in saved[: -self.max_to_keep]:
+                os.remove(path)
+            self.recent_checkpoints = saved[-self.max_to_keep :]
+
+
+class ResumableWriter(PeriodicWriter):
+    """Detectron2's, but a resumed run goes on with metrics.json as if it had never ended.
+
+    Attributes:
+        newest (int): the newest iteration that its files have; -1 without one.
+    """
+
+    def __init__(self, build_writers, metrics, period):
+        """
+        Args:
+            build_writers (callable): () -> list[EventWriter]; called when the training starts, as
+                they open their files.
+            metrics (str): path of metrics.json.
+            period (int): in iterations.
+        """
+        super().__init__([], period)
+        self._build_writers = build_writers
+        self._metrics = metrics
+        self.newest = -1
+
+    def before_train(self):
+        if self.trainer.start_iter > 0:
+            self.newest = cut(self._metrics, self.trainer.start_iter)
+        self._writers = self._build_writers()
+        for writer in self._writers:
+            if isinstance(getattr(writer, "_last_write", None), int):  # not the printer
+                writer._last_write = self.newest
+
+    def after_train(self):
+        # What stopped between two writes is in the checkpoint, and written in its turn; an
+        # iteration whose evaluation failed would pass for evaluated.
+        trainer = self.trainer
+        if trainer.iter < trainer.max_iter and (trainer.interruption.number or trainer.is_in_hooks):
+            for writer in self._writers:
+                writer.close()
+        else:
+            super().after_train()
 
 
 class PeakMemory(HookBase):

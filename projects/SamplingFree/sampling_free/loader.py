@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import BadInput
+from .interruption import LoaderSignals
 from .views import seeded
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ class ReplayableLoader:
             batch_sampler=self.batches,
             num_workers=self.num_workers,
             collate_fn=list,
+            worker_init_fn=LoaderSignals(),
             generator=torch.Generator().manual_seed(self.dataset.seed),
         )
 

@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.structures import ImageList
 from detectron2.utils import comm
 
+from .agreement import agreed, caught, raised
 from .counting import count_anchors
 from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias, SoftmaxPriorBias
 from .detectors.thresholds import PriorThreshold
@@ -194,15 +195,15 @@ class PriorInit(HookBase):
     def _estimate(self, model):
         """Every process counts its share; the sum of the main one reaches all, or an error."""
         if self.prior_file:
-            return _agree(lambda: self._read(model))
+            return agreed(lambda: self._read(model))
         rank, num_processes = comm.get_rank(), comm.get_world_size()
         share = self.dataset_dicts[rank::num_processes]
         counts = comm.all_gather(
-            _caught(lambda: count_anchors(model, share, self.mapper, progress=rank == 0))
+            caught(lambda: count_anchors(model, share, self.mapper, progress=rank == 0))
         )
         for part in counts:
-            _raise(part)
-        return _agree(lambda: self._sum(model, counts))
+            raised(part)
+        return agreed(lambda: self._sum(model, counts))
 
     def _read(self, model):
         now = dependencies(model, self.dataset_dicts, self.mapper, self.names)
@@ -238,24 +239,3 @@ def pixels(model, images):
         return model.preprocess_image(images).tensor
     pixels = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in images]
     return ImageList.from_tensors(pixels, model.backbone.size_divisibility).tensor
-
-
-def _agree(function):
-    """The result of ``function`` on the main process, or its exception, on all processes."""
-    answer = comm.all_gather(_caught(function) if comm.is_main_process() else None)[0]
-    return _raise(answer)
-
-
-def _caught(function):
-    try:
-        return function()
-    except Exception as e:  # the other processes must not wait for an answer in vain
-        if not isinstance(e, BadInput):
-            logger.exception("Measuring the prior failed:")
-        return e
-
-
-def _raise(answer):
-    if isinstance(answer, Exception):
-        raise answer
-    return answer

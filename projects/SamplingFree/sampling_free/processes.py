@@ -1,5 +1,6 @@
 """Starts one process a GPU, or is one of those that torchrun has started."""
 
+import contextlib
 import os
 from datetime import timedelta
 
@@ -7,6 +8,7 @@ from detectron2.engine import launch
 from detectron2.engine.launch import _distributed_worker
 
 from .errors import BadInput, require_number
+from .interruption import passed_on
 
 MINUTES = 30  # Detectron2's own, longer than COCO's evaluation by the main process takes
 
@@ -36,7 +38,9 @@ def start(function, args):
     timeout = timedelta(minutes=args.timeout)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         machines = args.num_machines, args.machine_rank, args.dist_url
-        return launch(function, args.num_gpus, *machines, args=(args,), timeout=timeout)
+        several = args.num_gpus * args.num_machines > 1
+        with passed_on() if several else contextlib.nullcontext():
+            return launch(function, args.num_gpus, *machines, args=(args,), timeout=timeout)
     if args.num_gpus * args.num_machines > 1:
         raise BadInput(
             "--num-gpus and --num-machines: torchrun says it already, by --nproc-per-node and "

@@ -34,6 +34,9 @@ class PrecisionTrainer(SimpleTrainer):
     Attributes:
         num_skipped, num_skipped_in_a_row (int): batches left out, all and the latest. They are in
             the checkpoint.
+        wants_to_stop (callable): says whether this process was asked to end the run.
+        must_stop (bool): whether one of the processes had been, as of the newest step; the same on
+            all of them.
     """
 
     def __init__(self, model, data_loader, optimizer, device, dtype=None, skip_nonfinite=0):
@@ -53,6 +56,8 @@ class PrecisionTrainer(SimpleTrainer):
             self.autocast = lambda: torch.autocast(device, dtype=DTYPES[dtype])
         self.skip_nonfinite = skip_nonfinite
         self.num_skipped = self.num_skipped_in_a_row = 0
+        self.wants_to_stop = lambda: False
+        self.must_stop = False
 
     def run_step(self):
         assert self.model.training, "the model was changed to eval mode"
@@ -97,8 +102,9 @@ class PrecisionTrainer(SimpleTrainer):
     def _require_finite(self, losses, total, data):
         size = total.detach().new_zeros(()) if self.grad_scaler.is_enabled() else self._size()
         unit = self.grad_scaler.scale(torch.ones_like(size))
-        flags, num_processes = sum_over_processes(~total.isfinite(), ~size.isfinite(), unit)
-        bad_loss, bad_size, scales = flags.tolist()  # one wait for a GPU
+        stop = torch.full_like(size, self.wants_to_stop())
+        flags, num_processes = sum_over_processes(~total.isfinite(), ~size.isfinite(), unit, stop)
+        bad_loss, bad_size, scales, self.must_stop = flags.tolist()  # one wait for a GPU
         scale, kind, what = scales / num_processes, NonFiniteBatch, None
         if bad_loss:
             what = "the loss is not finite"

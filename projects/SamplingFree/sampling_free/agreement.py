@@ -1,0 +1,37 @@
+"""One answer for all processes, be it an exception."""
+
+import logging
+
+from detectron2.utils import comm
+
+from .errors import BadInput
+
+logger = logging.getLogger(__name__)
+
+
+def agreed(function):
+    """
+    Args:
+        function (callable): called by the main process alone; what it returns can be pickled.
+
+    Returns:
+        object: what it returned, on every process; or its exception is raised on all of them.
+    """
+    return raised(comm.all_gather(caught(function) if comm.is_main_process() else None)[0])
+
+
+def caught(function):
+    """What ``function`` returns or raises: other processes must not wait for it in vain."""
+    try:
+        return function()
+    except Exception as e:
+        if not isinstance(e, BadInput):
+            logger.exception("Failed, which ends all processes:")
+        return e
+
+
+def raised(answer):
+    """An answer of :func:`caught`, raised if it is an exception."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -1,0 +1,139 @@
+"""SIGTERM and Ctrl-C end a run after the iteration that it is in, with a checkpoint.
+
+A cluster sends SIGTERM some time before it takes a machine away.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.util import Finalize
+
+import torch
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was ended by a signal.
+
+    Attributes:
+        code (int): what the process exits with, 128 and the signal's number.
+    """
+
+    def __init__(self, number, message=""):
+        """
+        Args:
+            number (int): of the signal.
+            message (str): one line for the user; "" where another process says it.
+        """
+        super().__init__(message)
+        self.number = number
+        self.code = 128 + number
+
+
+class Interruption:
+    """Takes note of the first of ``SIGNALS`` while a ``with`` block runs.
+
+    A second Ctrl-C does what it always does. Where a signal is ignored, as Ctrl-C is in what a
+    shell starts in the background, it stays ignored; and outside the main thread, which alone hears
+    of signals, nothing changes.
+
+    Attributes:
+        number (int or None): of the signal that came.
+    """
+
+    def __init__(self):
+        self.number = None
+        self._at_once = False
+        self._handlers = {}
+        self._pid = None
+
+    def __enter__(self):
+        self.number, self._pid = None, os.getpid()
+        self._handlers = _handle(self._note)
+        return self
+
+    def __exit__(self, *exception):
+        _restore(self._handlers)
+        self._handlers = {}
+
+    @contextlib.contextmanager
+    def at_once(self):
+        """In this block a signal raises ``Interrupted``, as does one that came before it."""
+        if self.number:
+            raise Interrupted(self.number)
+        before, self._at_once = self._at_once, True
+        try:
+            yield
+        finally:
+            self._at_once = before
+
+    def _note(self, number, frame):
+        if os.getpid() != self._pid:
+            return _obey(number)
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.number:
+            self.number = number
+            if self._at_once:
+                raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def passed_on():
+    """Signals to this process, which waits for those that it has started, end those."""
+
+    def pass_on(number, frame):
+        # A terminal sends Ctrl-C to all of them itself; what came first counts.
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGTERM)
+
+    handlers = _handle(pass_on)
+    try:
+        yield
+    finally:
+        _restore(handlers)
+
+
+class LoaderSignals:
+    """A ``worker_init_fn``: processes that load data leave signals to the one that trains.
+
+    A terminal and a cluster signal all processes; without its loaders a run could not finish its
+    iteration. When Python exits it ends those that are left by SIGTERM; that one they obey.
+    """
+
+    def __init__(self):
+        self._is_over = torch.zeros(1, dtype=torch.uint8).share_memory_()
+        Finalize(self, self._is_over.fill_, (1,), exitpriority=0)
+
+    def __call__(self, worker_id):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, number, frame):
+        if self._is_over:
+            os._exit(0)  # PyTorch makes an error of another code
+
+
+def _obey(number):
+    """In a process that was forked and has the handler by that: SIGTERM ends it."""
+    if number == signal.SIGTERM:
+        os._exit(128 + number)
+
+
+def _handle(handler):
+    """The handlers before, by signal, of those that are now handled by another one."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {n: signal.getsignal(n) for n in SIGNALS}
+    before = {n: h for n, h in before.items() if h not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    return before
+
+
+def _restore(handlers):
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,46 @@
+"""metrics.json of a run that is resumed."""
+
+import json
+import os
+
+
+def cut(path, start_iter):
+    """Takes out what a resumed run will write again, and a line that is torn.
+
+    The evaluation at the end of a shorter run, which has no losses, stays.
+
+    Args:
+        path (str): metrics.json; need not exist.
+        start_iter (int): the first iteration to come.
+
+    Returns:
+        int: the newest iteration before it in the file; -1 without one.
+    """
+    if not os.path.isfile(path):
+        return -1
+    with open(path, errors="replace") as f:
+        lines = f.readlines()
+    rows = {line: _row(line) for line in lines}
+    kept = [line for line in lines if _stays(rows[line], start_iter)]
+    if kept != lines:
+        with open(f"{path}.unfinished", "w") as f:
+            f.writelines(kept)
+        os.replace(f"{path}.unfinished", path)
+    before = [rows[line]["iteration"] for line in kept if rows[line]["iteration"] < start_iter]
+    return max(before, default=-1)
+
+
+def _row(line):
+    try:
+        row = json.loads(line)
+        return row if line.endswith("\n") and isinstance(row.get("iteration"), int) else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def _stays(row, start_iter):
+    if row is None:
+        return False
+    return row["iteration"] < start_iter or (
+        row["iteration"] == start_iter and "total_loss" not in row
+    )

@@ -1,0 +1,247 @@
+"""SIGTERM and Ctrl-C: the run ends after its iteration, with a checkpoint to go on from."""
+
+import os
+import signal
+import threading
+
+import pytest
+from tiny_run import FOCAL, load, metrics, run, same, trainer, write_config
+
+from sampling_free.engine import LazyTrainer
+from sampling_free.errors import BadInput
+from sampling_free.interruption import SIGNALS, Interrupted, Interruption, passed_on
+
+LONG = ["train.max_iter=9", "train.log_period=2", "train.eval_period=4"]
+BEST = ["train.best_metric=bbox/AP"]
+
+
+@pytest.fixture(autouse=True)
+def listening():
+    """As in a shell's foreground; the tests themselves may have been started in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def send(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("number", SIGNALS)
+    def test_the_first_signal_is_noted_and_the_handlers_come_back(self, number):
+        before = [signal.getsignal(n) for n in SIGNALS]
+        with Interruption() as interruption:
+            assert interruption.number is None
+            send(number)
+            send(signal.SIGTERM)
+            assert interruption.number == number
+        assert [signal.getsignal(n) for n in SIGNALS] == before
+
+    @pytest.mark.parametrize("first", SIGNALS)
+    def test_a_second_ctrl_c_does_what_it_always_does(self, first):
+        with pytest.raises(KeyboardInterrupt) as e, Interruption():
+            send(first)
+            send(signal.SIGINT)
+        assert type(e.value) is KeyboardInterrupt
+
+    @pytest.mark.parametrize("number", SIGNALS)
+    def test_at_once(self, number):
+        interruption = Interruption()
+        with interruption:
+            with pytest.raises(Interrupted) as e, interruption.at_once():
+                with interruption.at_once():
+                    pass
+                send(number)
+                raise AssertionError("not reached")
+            assert e.value.code == 128 + number
+            with pytest.raises(Interrupted), interruption.at_once():
+                raise AssertionError("not reached")
+
+    def test_after_a_block_of_at_once_it_waits_again(self):
+        with Interruption() as interruption:
+            with interruption.at_once():
+                pass
+            send()
+            assert interruption.number == signal.SIGTERM
+
+    def test_what_is_ignored_stays_ignored(self):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with Interruption() as interruption:
+            send(signal.SIGINT)
+            assert interruption.number is None
+
+    def test_outside_the_main_thread_nothing_changes(self):
+        found = []
+
+        def other():
+            with Interruption():
+                found.append(signal.getsignal(signal.SIGTERM))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert found == [signal.getsignal(signal.SIGTERM)]
+
+    def test_without_processes_nothing_is_passed_on(self):
+        with passed_on():
+            send()
+
+
+class Signalled(LazyTrainer):
+    """Gets a signal in the step of an iteration, in its evaluation, or before the first one."""
+
+    where, at, number = "step", 5, signal.SIGTERM
+
+    def run_step(self):
+        if (self.where, self.at) == ("step", self.iter):
+            send(self.number)
+        super().run_step()
+
+    def test(self, cfg, model):
+        if (self.where, self.at) == ("evaluation", self.iter):
+            send(self.number)
+            raise AssertionError("not reached")
+        return LazyTrainer.test(cfg, model)
+
+    def before_step(self):
+        # The hooks of the iteration before are done, and its checkpoint is written.
+        if (self.where, self.at) == ("between", self.iter):
+            send(self.number)
+        super().before_step()
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Trains until a signal comes; returns the trainer's exception."""
+
+    def call(config, *overrides, **where):
+        for key, value in where.items():
+            monkeypatch.setattr(Signalled, key, value)
+        with monkeypatch.context() as m, pytest.raises(Interrupted) as e:
+            m.setattr("tiny_run.LazyTrainer", Signalled)
+            run(config, *overrides)
+        return e.value
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folders of uninterrupted runs, with a guide that has a state, and of focal loss."""
+    folders = {}
+    for name, extra in (("frozen", "model.guide = 'frozen'\n"), ("focal", FOCAL)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        run(write_config(folders[name], extra), *LONG, *BEST)
+    return folders
+
+
+@pytest.mark.parametrize(
+    "where, at, saved",
+    [("step", 5, 5), ("step", 7, 7), ("between", 5, 5), ("evaluation", 3, 3), ("evaluation", 7, 7)],
+)
+@pytest.mark.parametrize("name, extra", [("frozen", "model.guide = 'frozen'\n"), ("focal", FOCAL)])
+def test_the_resumed_run_equals_the_uninterrupted_one(
+    whole, tmp_path, signalled, name, extra, where, at, saved
+):
+    config = write_config(tmp_path, extra)
+    error = signalled(config, *LONG, *BEST, where=where, at=at)
+    path = tmp_path / "out" / f"model_{saved:07d}.pth"
+    assert error.code == 143
+    assert str(error) == f"interrupted by SIGTERM; --resume goes on from {path}"
+    resumed = run(config, *LONG, *BEST, resume=True)
+    assert resumed.start_iter == saved + 1
+    for file in ("model_final.pth", "model_best.pth"):
+        a, b = (load(x / "out" / file) for x in (whole[name], tmp_path))
+        assert same(a, b), file
+    assert same(metrics(whole[name] / "out"), metrics(tmp_path / "out"))
+
+
+def test_ctrl_c_is_the_same_but_for_the_exit_code(tmp_path, signalled):
+    error = signalled(write_config(tmp_path), *LONG, where="step", at=4, number=signal.SIGINT)
+    assert error.code == 130 and str(error).startswith("interrupted by SIGINT; --resume")
+    assert load(tmp_path / "out" / "model_0000004.pth")["iteration"] == 4
+
+
+def test_in_the_last_iteration_the_run_is_over_but_for_its_evaluation(tmp_path, signalled):
+    config = write_config(tmp_path)
+    error = signalled(config, *LONG, where="step", at=8)
+    assert str(error).endswith("out/model_final.pth")
+    assert 9 not in metrics(tmp_path / "out")
+    assert run(config, *LONG, resume=True).start_iter == 9
+    assert "bbox/AP" in metrics(tmp_path / "out")[9]
+
+
+def test_before_the_first_iteration_there_is_nothing_to_save(tmp_path, monkeypatch):
+    made = trainer(write_config(tmp_path), *LONG)
+    monkeypatch.setattr(made.prior_init, "before_train", send)
+    with pytest.raises(Interrupted, match="^interrupted by SIGTERM$"):
+        made.train()
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+class TestTheHooksOfTheCheckpointsIteration:
+    """Detectron2 writes the checkpoint first, so that a failing evaluation costs no training."""
+
+    @pytest.mark.parametrize("after", ["save", "evaluation", "best", "write"])
+    def test_what_a_killed_run_had_not_done_is_done(self, whole, tmp_path, monkeypatch, after):
+        config, options = write_config(tmp_path, "model.guide = 'frozen'\n"), [*LONG, *BEST]
+        made = trainer(config, *options, "train.checkpointer.period=4")
+        kinds = [type(hook).__name__ for hook in made._hooks]
+        names = ["KeepingCheckpointer", "EvalHook", "StatefulBestCheckpointer", "ResumableWriter"]
+        last = made._hooks[
+            kinds.index(dict(zip(["save", "evaluation", "best", "write"], names))[after])
+        ]
+        step = last.after_step
+
+        def killed():
+            step()
+            if made.iter == 3:
+                os._exit(9)
+
+        last.after_step = killed
+        child = os.fork()
+        if child == 0:
+            os.close(1), os.close(2)
+            made.train()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        calls = []
+        build = LazyTrainer.build_evaluator
+        monkeypatch.setattr(LazyTrainer, "build_evaluator", lambda x: calls.append(1) or build(x))
+        resumed = run(config, *options, "train.checkpointer.period=4", resume=True)
+        assert resumed.start_iter == 4
+        # In iterations 3 (unless that was over), 7 and at the end.
+        assert len(calls) == (2 if after == "write" else 3)
+        a, b = (load(x / "out" / "model_final.pth") for x in (whole["frozen"], tmp_path))
+        assert same(a, b)
+        assert same(metrics(whole["frozen"] / "out"), metrics(tmp_path / "out"))
+
+
+class TestAnotherLength:
+    def test_fewer_iterations_than_there_are_is_refused(self, tmp_path):
+        config = write_config(tmp_path)
+        run(config, "train.max_iter=6")
+        with pytest.raises(BadInput, match="^train.max_iter=5: .*has 6 iterations.*--eval-only"):
+            trainer(config, "train.max_iter=5", resume=True)
+
+    def test_more_go_on_after_the_best_evaluation_too(self, tmp_path, monkeypatch):
+        # Detectron2 numbers the model of the last evaluation as if one more step had been done.
+        config = write_config(tmp_path)
+        run(config, "train.max_iter=4", *BEST)
+        assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_best.pth"
+        longer = trainer(config, "train.max_iter=7", *BEST, resume=True)
+        assert longer.start_iter == 4
+        longer.train()
+        rows = metrics(tmp_path / "out")
+        assert [i for i in rows if "total_loss" in rows[i]] == list(range(7))
+        assert "bbox/AP" in rows[4]
+
+
+def test_max_to_keep_holds_over_interruptions(tmp_path, signalled):
+    config = write_config(tmp_path)
+    keep = ["train.max_iter=12", "train.checkpointer.period=2", "train.checkpointer.max_to_keep=2"]
+    signalled(config, *keep, where="step", at=6)
+    run(config, *keep, resume=True)
+    names = sorted(p.name for p in (tmp_path / "out").glob("model_0*.pth"))
+    assert names == ["model_0000009.pth", "model_0000011.pth"]
