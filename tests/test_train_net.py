@@ -5,20 +5,16 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from live_process import kill, start, text_of, wait_until
 from tiny_run import (
     FOCAL,
     OWN_CONFIG,
-    REPO,
     call_main,
-    command,
-    environment,
     error_line,
     load,
     metrics,
@@ -90,9 +86,8 @@ def test_a_process_that_is_killed_and_resumed_gives_the_uninterrupted_run(tmp_pa
     whole, killed = (write_config(tmp_path / n, FOCAL) for n in ("whole", "killed"))
     run(whole, *options)
     process = start(killed, *options, "train.checkpointer.period=1")
-    wait_for(tmp_path / "killed" / "out" / "model_0000004.pth", process)
-    process.kill()
-    process.communicate()
+    assert wait_until((tmp_path / "killed" / "out" / "model_0000004.pth").exists, process)
+    kill(process)
     resumed = train_net(killed, "--resume", *options)
     assert resumed.code == 0 and "Starting training from iteration" in resumed.out
     a, b = (load(tmp_path / n / "out" / "model_final.pth") for n in ("whole", "killed"))
@@ -100,41 +95,19 @@ def test_a_process_that_is_killed_and_resumed_gives_the_uninterrupted_run(tmp_pa
     assert same(a["trainer"]["_trainer"], b["trainer"]["_trainer"])
 
 
-def start(config, *arguments):
-    return subprocess.Popen(
-        command(config, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=REPO,
-        start_new_session=True,
-        # Where the tests run in the background of a shell, it is ignored by all that they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def wait_for(path, process):
-    for _ in range(30000):
-        if Path(path).exists() or process.poll() is not None:
-            return
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_interrupt_is_one_line_and_leaves_a_checkpoint(tmp_path, config, number, num_workers):
     workers = f"dataloader.train.num_workers={num_workers}"
     process = start(config, "train.max_iter=100000", "train.checkpointer.period=2", workers)
-    wait_for(tmp_path / "out" / "model_0000003.pth", process)
+    assert wait_until((tmp_path / "out" / "model_0000003.pth").exists, process)
     # As a terminal and a cluster do it: to all processes, those that load the images among them.
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == 128 + number, err
-    assert "Traceback" not in out + err
+    text = text_of(process)
+    assert process.returncode == 128 + number and "Traceback" not in text, text
     path = tmp_path / "out" / (tmp_path / "out" / "last_checkpoint").read_text()
     name = signal.Signals(number).name
-    assert only_error(err) == f"error: interrupted by {name}; --resume goes on from {path}"
+    assert only_error(text) == f"error: interrupted by {name}; --resume goes on from {path}"
     assert load(path)["trainer"]["is_in_hooks"] is False
 
 

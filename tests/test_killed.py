@@ -1,0 +1,125 @@
+"""Runs killed at random moments, twenty times over, end as the run that was left alone.
+
+With SIGKILL, which no program can answer; with SIGTERM in two processes, which they must.
+"""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from live_process import kill, start, text_of, wait_until
+from test_processes import url
+from tiny_run import FOCAL, load, metrics, same, train_net, write_config
+
+KILLS = 20
+BEST = ["train.best_metric=bbox/AP"]
+RUNS = {
+    "RetinaNet, frozen guide": "model.guide = 'frozen'\n",
+    "RetinaNet, float16": "train.amp.enabled = True\ntrain.skip_nonfinite = 3\n",
+    "Detectron2's RetinaNet": FOCAL,
+}
+OPTIONS = [
+    "train.max_iter=400",
+    "train.log_period=7",
+    "train.eval_period=30",
+    "train.checkpointer.period=5",
+    "train.checkpointer.max_to_keep=3",
+    "train.monitor_period=11",
+    *BEST,
+]
+
+
+def unfinished(out):
+    return list(out.glob("*.unfinished*"))
+
+
+def newest(out):
+    """Changes with every checkpoint that is written."""
+    tag = out / "last_checkpoint"
+    return tag.stat().st_mtime_ns if tag.exists() else 0
+
+
+def killed(config, out, draw, num_workers):
+    """Resumes a run and kills it; returns the moment, or None if it ended before."""
+    before = newest(out)
+    process = start(config, "--resume", *OPTIONS, f"dataloader.train.num_workers={num_workers}")
+    # Every other time while a checkpoint is being written: else that would hardly be hit.
+    if draw.random() < 0.5:
+        for _ in range(draw.randrange(1, 5)):
+            last = newest(out)
+            if not wait_until(lambda last=last: newest(out) != last, process):
+                return None
+        if not wait_until(lambda: unfinished(out), process):
+            return None
+    else:
+        if not wait_until(lambda: newest(out) != before, process):
+            return None
+        time.sleep(draw.uniform(0, 1.5))
+    if process.poll() is not None:
+        return None
+    kill(process)
+    return "writing" if unfinished(out) else "elsewhere"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", RUNS)
+def test_twenty_kills_leave_no_trace(tmp_path, figure, name):
+    folders = [tmp_path / x for x in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    whole, config = (write_config(folder, RUNS[name]) for folder in folders)
+    run = train_net(whole, *OPTIONS)
+    assert run.code == 0, run.err
+    draw, out = random.Random(name), folders[1] / "out"
+    moments, iterations = [], []
+    while len(moments) < KILLS:
+        moment = killed(config, out, draw, num_workers=draw.choice([0, 1, 2]))
+        assert moment, f"the run ended after {len(moments)} kills: make it longer"
+        moments.append(moment)
+        iterations.append(load(out / (out / "last_checkpoint").read_text())["iteration"])
+    last = train_net(config, "--resume", *OPTIONS)
+    assert last.code == 0, last.err
+    for file in ("model_final.pth", "model_best.pth"):
+        a, b = (load(folder / "out" / file) for folder in folders)
+        assert a.keys() == b.keys() and a["trainer"]["_trainer"]["optimizer"]["state"]
+        for key in a:
+            assert same(a[key], b[key]), (file, key)
+    a, b = (metrics(folder / "out") for folder in folders)
+    assert len(a) > 60 and same(a, b)
+    assert moments.count("writing") >= 3 and moments.count("elsewhere") >= 3
+    files = {f.name for f in (folders[0] / "out").glob("model_*")}
+    assert files == {f.name for f in out.glob("model_*")}
+    figure(
+        "interruption",
+        name,
+        iterations=400,
+        kills=len(moments),
+        while_writing=moments.count("writing"),
+        resumed_from=iterations,
+        compared=names_in(load(out / "model_final.pth")),
+    )
+
+
+def names_in(checkpoint):
+    return sorted({*checkpoint, *checkpoint["trainer"]} - {"iteration", "trainer"})
+
+
+@pytest.mark.parametrize(
+    "send, number, by",
+    [(os.kill, signal.SIGTERM, "SIGTERM"), (os.killpg, signal.SIGINT, "SIGINT")],
+    ids=["the first of them", "all of them"],
+)
+def test_several_processes_save_too(tmp_path, send, number, by):
+    out = tmp_path / "out"
+    options = ["train.max_iter=100000", "train.checkpointer.period=2"]
+    process = start(write_config(tmp_path), "--num-gpus=2", url(), *options)
+    assert wait_until((out / "model_0000003.pth").exists, process)
+    send(process.pid, number)
+    text = text_of(process)
+    assert process.returncode == 128 + number, text
+    path = out / (out / "last_checkpoint").read_text()
+    assert f"error: interrupted by {by}; --resume goes on from {path}" in text
+    assert text.count("error: ") == 1 and "Traceback" not in text
+    assert load(path)["trainer"]["is_in_hooks"] is False
