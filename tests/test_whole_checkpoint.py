@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_run import load, log_lines, metrics, run, run_until, same, trainer, write_config
 
+from sampling_free.checkpoint import load_trained
 from sampling_free.errors import BadInput
 from sampling_free.whole_checkpoint import fault_of, newest_whole
 
@@ -49,6 +50,15 @@ def test_torch_alone_takes_zeros_for_weights(tmp_path):
     path = saved(tmp_path / "model_0000003.pth")
     zeroed(path)
     assert load(path)["model"]["a"].count_nonzero() < 4900
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_weights_that_are_torn_are_refused_not_replaced(tmp_path, tear):
+    path = saved(tmp_path / "model_0000003.pth")
+    saved(tmp_path / "model_0000002.pth")
+    TEARS[tear](path)
+    with pytest.raises(BadInput, match=f"^{path}: no"):
+        load_trained(torch.nn.Linear(2, 2), str(path))
 
 
 def test_the_one_before_is_the_one_that_was_written_last(tmp_path):

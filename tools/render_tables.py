@@ -235,6 +235,22 @@ def bad_data(records):
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
+def interruption(records):
+    """A row for each run that was killed again and again."""
+    rows = [
+        [
+            r["name"],
+            r["iterations"],
+            f"{r['kills']}, {r['while_writing']} of them while a checkpoint was written",
+            ", ".join(map(str, r["resumed_from"])),
+            ", ".join(f"`{x.lstrip('_')}`" for x in r["compared"]),
+        ]
+        for r in records
+    ]
+    head = ["run", "iterations", "kills", "last checkpoint after each", "equal to the last bit"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
 def _quoted(text, most=150):
     """At most so many letters, as code in a cell of a table."""
     text = text if len(text) <= most else f"{text[: most - 3]}..."
@@ -256,9 +272,14 @@ TABLES = {
         paa_training,
         comparison,
         bad_data,
+        interruption,
     )
 } | BENCH_TABLES
-KEYS = {"comparison": "summary", "bad_data": "bad_data"}  # of the lists in a file; else "runs"
+KEYS = {
+    "comparison": "summary",
+    "bad_data": "bad_data",
+    "interruption": "interruption",
+}  # of the lists in a file; else "runs"
 
 
 def read(path, key):

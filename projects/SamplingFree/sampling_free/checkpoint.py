@@ -23,7 +23,7 @@ from .agreement import agreed
 from .errors import BadInput
 from .safe_pickle import require_plain
 from .stored_prior import StoredPrior
-from .whole_checkpoint import newest_whole
+from .whole_checkpoint import fault_of, newest_whole
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,11 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
             if to_check and not self.path_manager.isfile(self.path_manager.get_local_path(path)):
                 raise BadInput(f"{path}: no such checkpoint; see train.init_checkpoint")
             return super().load(path, *args, **kwargs)
-        except OSError as e:  # of a URL
+        except (
+            OSError
+        ) as e:  # of a URL, or of a torn file, in which PyTorch looks for a negative place
+            if os.path.isfile(path):
+                raise BadInput(f"{path}: not a readable checkpoint ({e})") from e
             raise CannotFetch(f"{path}: cannot be fetched ({e}); see train.init_checkpoint") from e
         except UNREADABLE as e:
             named = NOT_PLAIN.search(str(e))
@@ -160,6 +164,8 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         os.replace(f"{tag}{UNFINISHED}", tag)
 
     def _load_file(self, filename):
+        if zipfile.is_zipfile(filename) and (fault := fault_of(filename)):
+            raise BadInput(f"{filename}: {fault}; see train.init_checkpoint")
         if not self.allow_pickle:  # these Detectron2 reads itself, and trusts them
             if filename.endswith(".pkl"):
                 with self.path_manager.open(filename, "rb") as f:
