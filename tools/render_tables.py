@@ -275,11 +275,8 @@ TABLES = {
         interruption,
     )
 } | BENCH_TABLES
-KEYS = {
-    "comparison": "summary",
-    "bad_data": "bad_data",
-    "interruption": "interruption",
-}  # of the lists in a file; else "runs"
+OF_RELIABILITY = ("bad_data", "interruption")  # each is a list of its own in that file
+KEYS = {"comparison": "summary", **{name: name for name in OF_RELIABILITY}}  # else "runs"
 
 
 def read(path, key):

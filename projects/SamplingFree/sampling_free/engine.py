@@ -100,7 +100,7 @@ class LazyTrainer(DefaultTrainer):
         self.interruption = Interruption()
         self._trainer.wants_to_stop = lambda: self.interruption.number is not None
         self.is_in_hooks = False
-        self._resumed = {}  # the trainer's part of the checkpoint
+        self._resumed = {}  # of the trainer's part of the checkpoint
         self.start_iter = 0
         self.max_iter = cfg.train.max_iter
         self.prior_init = PriorInit(
@@ -294,9 +294,8 @@ class LazyTrainer(DefaultTrainer):
 
     def after_train(self):
         ended = self.iter >= self.max_iter
-        self.iter = min(
-            self.iter, self.max_iter
-        )  # Detectron2 counts a finished run that resumes on
+        # Detectron2 counts on when a finished run is resumed.
+        self.iter = min(self.iter, self.max_iter)
         with self.interruption.at_once() if ended else contextlib.nullcontext():
             super().after_train()
 
@@ -320,7 +319,7 @@ class LazyTrainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
         set_running_numbers(self._bare_model(), state_dict.get("running", {}))
-        self._resumed = state_dict
+        self._resumed = {k: v for k, v in state_dict.items() if k not in ("_trainer", "hooks")}
 
     def _bare_model(self):
         return getattr(self.model, "module", self.model)
