@@ -98,10 +98,8 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
             if to_check and not self.path_manager.isfile(self.path_manager.get_local_path(path)):
                 raise BadInput(f"{path}: no such checkpoint; see train.init_checkpoint")
             return super().load(path, *args, **kwargs)
-        except (
-            OSError
-        ) as e:  # of a URL, or of a torn file, in which PyTorch looks for a negative place
-            if os.path.isfile(path):
+        except OSError as e:  # of a URL
+            if os.path.isfile(path):  # a torn one: PyTorch seeks before its beginning
                 raise BadInput(f"{path}: not a readable checkpoint ({e})") from e
             raise CannotFetch(f"{path}: cannot be fetched ({e}); see train.init_checkpoint") from e
         except UNREADABLE as e:
