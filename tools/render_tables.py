@@ -18,6 +18,7 @@ import sys
 from tabulate import tabulate
 
 from bench_tables import BENCH_TABLES
+from reliability_tables import RELIABILITY_TABLES
 
 DOCUMENTS = [
     "README.md",
@@ -228,35 +229,6 @@ def comparison(rows):
     return tabulate(cells, head, tablefmt="github", disable_numparse=True)
 
 
-def bad_data(records):
-    """A row for each kind of bad data: what happens, and what the user is told."""
-    rows = [[r["place"], r["kind"], r["outcome"], _quoted(r["message"])] for r in records]
-    head = ["where", "kind", "what happens", "message"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
-
-
-def interruption(records):
-    """A row for each run that was killed again and again."""
-    rows = [
-        [
-            r["name"],
-            r["iterations"],
-            f"{r['kills']}, {r['while_writing']} of them while a checkpoint was written",
-            ", ".join(map(str, r["resumed_from"])),
-            ", ".join(f"`{x.lstrip('_')}`" for x in r["compared"]),
-        ]
-        for r in records
-    ]
-    head = ["run", "iterations", "kills", "last checkpoint after each", "equal to the last bit"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
-
-
-def _quoted(text, most=150):
-    """At most so many letters, as code in a cell of a table."""
-    text = text if len(text) <= most else f"{text[: most - 3]}..."
-    return text and "`{}`".format(text.replace("|", "\\|").replace("`", "'"))
-
-
 TABLES = {
     f.__name__: f
     for f in (
@@ -271,12 +243,11 @@ TABLES = {
         paa_prior,
         paa_training,
         comparison,
-        bad_data,
-        interruption,
     )
-} | BENCH_TABLES
-OF_RELIABILITY = ("bad_data", "interruption")  # each is a list of its own in that file
-KEYS = {"comparison": "summary", **{name: name for name in OF_RELIABILITY}}  # else "runs"
+}
+TABLES |= BENCH_TABLES | RELIABILITY_TABLES
+# Of the lists in a file; else "runs".
+KEYS = {"comparison": "summary", **{name: name for name in RELIABILITY_TABLES}}
 
 
 def read(path, key):
