@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ from test_gradient_probe import BUILT
 from test_guides_of_detectors import inputs_of
 from test_skip_nonfinite import HOWS, Poison, make, train
 from tiny import batch, mapper_of, tiny_retinanet, write_dicts
-from tiny_run import run_until, trainer, write_config
+from tiny_run import run, run_until, trainer, write_config
 
 from sampling_free import sparse_counting
 from sampling_free.counting import count_anchors
 from sampling_free.engine import LazyTrainer
 from sampling_free.gradient_probe import measure
+from sampling_free.hooks import ShortHistories
 from sampling_free.loader import build_replayable_train_loader
 
 # What a short training does at most.
@@ -106,6 +108,29 @@ def test_no_batch_outlives_the_step_that_leaves_it_out(how):
         train(made, 4)
         assert made.num_skipped == 2
         assert len(batches.noted) == 8 and not batches.images and not graphs()
+
+
+def test_histories_stay_short_and_averages_whole():
+    hook, numbers = ShortHistories(), range(2 * ShortHistories.KEPT + 7)
+    with EventStorage() as storage:
+        for i in numbers:
+            hook.trainer = SimpleNamespace(iter=i, storage=storage)
+            storage.iter = i
+            storage.put_scalar("x", i)
+            if i % 3 == 0:
+                storage.put_scalar("seldom", i)
+            hook.after_step()
+    kept = storage.history("x")
+    assert kept.values() == [(i, i) for i in numbers[-ShortHistories.KEPT - 7 :]]
+    assert kept.global_avg() == pytest.approx(sum(numbers) / len(numbers))
+    assert len(storage.history("seldom").values()) == len(numbers[::3])
+
+
+def test_a_training_keeps_its_histories_short(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShortHistories, "KEPT", 4)
+    histories = run(write_config(tmp_path)).storage.histories()
+    assert "total_loss" in histories
+    assert max(len(x.values()) for x in histories.values()) == 4 + 2
 
 
 def open_under(folder):

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md, each from the entry of its name in results/reliability.json."""
+"""The tables of docs/reliability.md: each from the list of its name in results/reliability.json."""
 
 from tabulate import tabulate
 

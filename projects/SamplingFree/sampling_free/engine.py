@@ -43,6 +43,7 @@ from .hooks import (
     KeepingCheckpointer,
     PeakMemory,
     ResumableWriter,
+    ShortHistories,
     StatefulBestCheckpointer,
 )
 from .interruption import Interrupted, Interruption
@@ -198,6 +199,7 @@ class LazyTrainer(DefaultTrainer):
             )
             if main
             else None,
+            ShortHistories(),
             FinalPictures(self.cfg) if main else None,
         ]
 
