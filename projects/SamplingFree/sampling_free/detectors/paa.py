@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ..classification_loss import sigmoid_bce_all
 from ..errors import BadInput, require_number
-from ..guided_loss import guide_ratio
+from ..guided_loss import guide_ratio, sum_over_processes
 from ..paa_assignment import paa_match
 from ..score_voting import vote
 from .atss import ATSS, SamplingFreeATSS
@@ -180,12 +180,14 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
         """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.
 
         Its sum over all anchors is scaled to that of the localisation loss, as in the authors'
-        final code, so that neither of the two decides alone.
+        final code, so that neither of the two decides alone. Both sums are over all processes, so
+        that labels do not depend on how many there are.
         """
         rows = labels[foreground]
         signs = 1 - 2 * F.one_hot(rows, self.num_classes)
         cls = F.softplus(signs * logits_at(pred_logits, foreground)).sum(dim=1)  # (M,)
-        return cls * guide_ratio(sigmoid_bce_all(pred_logits, labels), loc.sum()) + loc
+        totals, _ = sum_over_processes(sigmoid_bce_all(pred_logits, labels), loc.sum())
+        return cls * guide_ratio(*totals) + loc
 
 
 def logits_at(pred_logits, mask):
