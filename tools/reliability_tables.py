@@ -44,6 +44,40 @@ def long_run(records):
     return _table(rows, head)
 
 
+def processes(records):
+    """A row for each training: how far two processes are from one, of the largest value each."""
+    keys = ("losses", "gradients", "weights")
+    rows = [
+        [r["detector"], r["guide"], r["dtype"], r["steps"]]
+        + [f"{r[k]:.0e}" if k in r else "" for k in keys]
+        for r in records
+    ]
+    return _table(rows, ["detector", "guide", "in", "steps", *keys])
+
+
+def mixed_precision(records):
+    """A row for each detector: AP of each seed in each precision; the last is of all pairs."""
+    from sampling_free.comparison.summary import paired_difference
+
+    def difference(bfloat16, float32):
+        found = paired_difference(bfloat16, float32)
+        return "{mean:+.1f} ({low:+.1f} to {high:+.1f})".format(**found)
+
+    rows = []
+    for r in records:
+        cells = [difference(r["bfloat16"], r["float32"]), _seeds(r["float16"])]
+        scales = ", ".join(f"{scale:g} ({n})" for scale, n in zip(r["scales"], r["overflows"]))
+        rows.append([r["name"], _seeds(r["float32"]), _seeds(r["bfloat16"]), *cells, scales])
+    pairs = [sum((r[key] for r in records), []) for key in ("bfloat16", "float32")]
+    rows.append(["all", "", "", difference(*pairs), "", ""])
+    head = ["detector", "float32", "bfloat16", "bfloat16 less float32", "float16"]
+    return _table(rows, [*head, "scale (overflows)"])
+
+
+def _seeds(values):
+    return ", ".join(f"{x:.1f}" for x in values)
+
+
 def _quoted(text, most=150):
     """At most so many letters, as code in a cell of a table."""
     text = text if len(text) <= most else f"{text[: most - 3]}..."
@@ -54,4 +88,6 @@ def _table(rows, head):
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
-RELIABILITY_TABLES = {f.__name__: f for f in (bad_data, interruption, long_run)}
+RELIABILITY_TABLES = {
+    f.__name__: f for f in (bad_data, interruption, long_run, processes, mixed_precision)
+}
