@@ -31,18 +31,14 @@ TOLERANCE = {
     torch.float64: {"losses": 1e-12, "gradients": 1e-11, "weights": 1e-11},
     F32: {"losses": 1e-4, "gradients": 1e-2, "weights": 1e-3},
 }
-THIRD = {  # detector with a loss that is Detectron2's own -> its name
-    "Mask R-CNN": "loss_mask",
-    "Keypoint R-CNN": "loss_keypoint",
-    "Cascade Mask R-CNN": "loss_mask",
-}
+KEYPOINTS = "Keypoint R-CNN"  # the loss of its keypoints is Detectron2's own
 STOCK = Case("RetinaNet of Detectron2", num_steps=len(BATCHES), rate=0.1)
-COMPARED = [name for name in DETECTORS if name not in (*THIRD, STOCK.detector)]
+COMPARED = [name for name in DETECTORS if name not in (KEYPOINTS, STOCK.detector)]
 GUIDED = ["RetinaNet", "FCOS", "Faster R-CNN", "Cascade R-CNN"]
 # PAA's labels depend on the network: that those of both are the same shows after some steps only.
 QUICK = [Case(x, num_steps=NUM_STEPS if x == "PAA" else len(BATCHES)) for x in COMPARED]
 # At rest each step has the same weights.
-AT_REST = [Case(name, num_steps=len(BATCHES), rate=0.0) for name in THIRD]
+AT_REST = Case(KEYPOINTS, num_steps=len(BATCHES), rate=0.0)
 LONG = [
     *(Case(name) for name in COMPARED),
     *(Case(name, guide) for name in GUIDED for guide in (GRADIENT, FROZEN, 0.5)),
@@ -52,7 +48,7 @@ LONG = [
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    return in_two_processes([*QUICK, *AT_REST, STOCK], tmp_path_factory.mktemp("two"))
+    return in_two_processes([*QUICK, AT_REST, STOCK], tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +99,10 @@ def test_twenty_steps(long, case, figure):
     figure("processes", f"{case.detector}, {guide}, {dtype}", **values, **found)
 
 
-@pytest.mark.parametrize("case", AT_REST, ids=lambda case: case.detector)
-def test_masks_and_keypoints_are_means_of_each_process(quick, case):
-    # Of Detectron2's own heads: a process without an object counts as one whose loss is 0.
-    name, one, (first, second) = THIRD[case.detector], train(case), quick[case]
-    tolerance = TOLERANCE[case.dtype]["losses"]
+def test_the_loss_of_keypoints_is_a_mean_of_each_process(quick):
+    # Of Detectron2's own head: a process without an object counts as one whose loss is 0.
+    name, one, (first, second) = "loss_keypoint", train(AT_REST), quick[AT_REST]
+    tolerance = TOLERANCE[AT_REST.dtype]["losses"]
     for batch, whole, a, b in zip(BATCHES, one["steps"], first["steps"], second["steps"]):
         losses = {k: (a["losses"][k] + b["losses"][k]) / 2 for k in b["losses"]}
         mean, expected = losses.pop(name), whole["losses"].pop(name)

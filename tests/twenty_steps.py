@@ -74,11 +74,10 @@ def rpn_alone(guide):
     return ProposalNetwork(**parts, **PIXELS)
 
 
-def without_third(kind, guide):
-    """Masks and keypoints have Detectron2's own means, of one process; here they weigh nothing."""
-    model = rcnn(kind, guide)
-    head = "keypoint_head" if kind == "keypoint" else "mask_head"
-    getattr(model.roi_heads, head).loss_weight = 0.0
+def without_keypoints(guide):
+    """Their loss is Detectron2's own mean, of one process; here it weighs nothing."""
+    model = rcnn("keypoint", guide)
+    model.roi_heads.keypoint_head.loss_weight = 0.0
     return model
 
 
@@ -105,18 +104,13 @@ DETECTORS = {
         "",
     ),
     "Faster R-CNN C4": (lambda g: rcnn("c4", g), ""),
-    "Mask R-CNN but for its masks": (lambda g: without_third("mask", g), "mask"),
-    "Keypoint R-CNN but for its keypoints": (lambda g: without_third("keypoint", g), "keypoint"),
+    "Mask R-CNN": (lambda g: rcnn("mask", g), "mask"),
+    "Keypoint R-CNN but for its keypoints": (without_keypoints, "keypoint"),
     "Keypoint R-CNN with a fixed normaliser": (fixed_keypoints, "keypoint"),
     "Cascade R-CNN": (lambda g: rcnn("cascade", g), ""),
-    "Cascade Mask R-CNN but for its masks": (
-        lambda g: without_third("cascade_mask", g),
-        "cascade_mask",
-    ),
-    # Only to look at these losses.
-    "Mask R-CNN": (lambda g: rcnn("mask", g), "mask"),
-    "Keypoint R-CNN": (lambda g: rcnn("keypoint", g), "keypoint"),
     "Cascade Mask R-CNN": (lambda g: rcnn("cascade_mask", g), "cascade_mask"),
+    # Only to look at that loss.
+    "Keypoint R-CNN": (lambda g: rcnn("keypoint", g), "keypoint"),
     "RetinaNet of Detectron2": (lambda g: stock_retinanet(), ""),
 }
 

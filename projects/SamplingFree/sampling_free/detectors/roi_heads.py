@@ -23,7 +23,7 @@ from torch import nn
 from ..classification_loss import cross_entropy_gradient_norm
 from ..errors import BadInput
 from ..guide_log import GuideLog
-from ..guided_loss import guided_losses
+from ..guided_loss import guided_losses, num_processes, sum_over_processes
 from ..guides import gradient_norms, make_guide
 from .bias import SoftmaxPriorBias, prior_and_guide
 
@@ -196,10 +196,13 @@ class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
         return {**ret, "box_predictor": SamplingFreeFastRCNNOutputLayers(cfg, shape)}
 
     def _forward_mask(self, features, instances):
-        if self.training and self.mask_on and self.max_mask_positives is not None:
-            foreground, _ = select_foreground_proposals(instances, self.num_classes)
-            instances = [_at_most(x, self.max_mask_positives) for x in foreground]
-        return super()._forward_mask(features, instances)
+        if not (self.training and self.mask_on):
+            return super()._forward_mask(features, instances)
+        instances, _ = select_foreground_proposals(instances, self.num_classes)
+        if self.max_mask_positives is not None:
+            instances = [_at_most(x, self.max_mask_positives) for x in instances]
+        losses = super()._forward_mask(features, instances)
+        return of_all_processes(losses, sum(len(x) for x in instances))
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -242,6 +245,25 @@ def require_guided(roi_heads):
                 "without sampling it has to be SamplingFreeFastRCNNOutputLayers, see "
                 "sampling_free.convert"
             )
+
+
+def of_all_processes(losses, num):
+    """Makes losses that are means over samples of this process means over those of all.
+
+    Args:
+        losses (dict[str, Tensor]): scalars.
+        num (int): samples of this process.
+
+    Returns:
+        dict[str, Tensor]: such that the mean over the processes, which is what
+        ``DistributedDataParallel`` makes of gradients, is the mean over all samples.
+    """
+    if num_processes() == 1 or not losses:
+        return losses
+    count = next(iter(losses.values())).new_tensor(num, dtype=torch.float64)
+    (total,), world_size = sum_over_processes(count)
+    share = count * world_size / total.clamp(min=1)
+    return {name: loss * share.to(loss.dtype) for name, loss in losses.items()}
 
 
 def _at_most(instances, num):
