@@ -13,7 +13,7 @@ from live_process import kill, start, text_of, wait_until
 from test_processes import url
 from tiny_run import FOCAL, load, metrics, same, train_net, write_config
 
-KILLS = 20
+ITERATIONS, KILLS = 800, 20
 BEST = ["train.best_metric=bbox/AP"]
 RUNS = {
     "RetinaNet, frozen guide": "model.guide = 'frozen'\n",
@@ -21,7 +21,7 @@ RUNS = {
     "Detectron2's RetinaNet": FOCAL,
 }
 OPTIONS = [
-    "train.max_iter=400",
+    f"train.max_iter={ITERATIONS}",
     "train.log_period=7",
     "train.eval_period=30",
     "train.checkpointer.period=5",
@@ -56,7 +56,7 @@ def killed(config, out, draw, num_workers):
     else:
         if not wait_until(lambda: newest(out) != before, process):
             return None
-        time.sleep(draw.uniform(0, 1.5))
+        time.sleep(draw.uniform(0, 0.6))
     if process.poll() is not None:
         return None
     kill(process)
@@ -94,7 +94,7 @@ def test_twenty_kills_leave_no_trace(tmp_path, figure, name):
     figure(
         "interruption",
         name,
-        iterations=400,
+        iterations=ITERATIONS,
         kills=len(moments),
         while_writing=moments.count("writing"),
         resumed_from=iterations,
