@@ -38,12 +38,19 @@ class TestInterruption:
             assert interruption.number == number
         assert [signal.getsignal(n) for n in SIGNALS] == before
 
-    @pytest.mark.parametrize("first", SIGNALS)
-    def test_a_second_ctrl_c_does_what_it_always_does(self, first):
+    def test_a_second_ctrl_c_does_what_it_always_does(self):
         with pytest.raises(KeyboardInterrupt) as e, Interruption():
-            send(first)
+            send(signal.SIGINT)
             send(signal.SIGINT)
         assert type(e.value) is KeyboardInterrupt
+
+    @pytest.mark.parametrize("order", [SIGNALS, SIGNALS[::-1]])
+    def test_ctrl_c_may_come_with_a_sigterm(self, order):
+        # Of several processes each gets it from the terminal and from the one that waits for them.
+        with Interruption() as interruption:
+            for number in (*order, signal.SIGTERM):
+                send(number)
+            assert interruption.number == order[0]
 
     @pytest.mark.parametrize("number", SIGNALS)
     def test_at_once(self, number):

@@ -48,10 +48,11 @@ class Interruption:
         self.number = None
         self._at_once = False
         self._handlers = {}
+        self._num_ctrl_c = 0
         self._pid = None
 
     def __enter__(self):
-        self.number, self._pid = None, os.getpid()
+        self.number, self._num_ctrl_c, self._pid = None, 0, os.getpid()
         self._handlers = _handle(self._note)
         return self
 
@@ -73,7 +74,9 @@ class Interruption:
     def _note(self, number, frame):
         if os.getpid() != self._pid:
             return _obey(number)
-        if self.number and number == signal.SIGINT:
+        # The first Ctrl-C may come together with a SIGTERM from the process that waits for this.
+        self._num_ctrl_c += number == signal.SIGINT
+        if self._num_ctrl_c > 1:
             raise KeyboardInterrupt
         if not self.number:
             self.number = number
