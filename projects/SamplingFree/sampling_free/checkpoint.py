@@ -142,7 +142,7 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         except RuntimeError as e:
             # PyTorch hides an interrupt behind an error of its own.
             if isinstance(e.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from None
+                raise e.__context__ from None
             raise
         finally:
             with contextlib.suppress(FileNotFoundError):
