@@ -5,6 +5,7 @@ import signal
 import threading
 
 import pytest
+import torch
 from tiny_run import FOCAL, load, metrics, run, same, trainer, write_config
 
 from sampling_free.engine import LazyTrainer
@@ -252,3 +253,54 @@ def test_max_to_keep_holds_over_interruptions(tmp_path, signalled):
     run(config, *keep, resume=True)
     names = sorted(p.name for p in (tmp_path / "out").glob("model_0*.pth"))
     assert names == ["model_0000009.pth", "model_0000011.pth"]
+
+
+class TestTheSignalOfAnotherProcess:
+    """All processes hear of it in the step, and do the same from there on."""
+
+    @staticmethod
+    def stopped(config, at):
+        made = trainer(config, *LONG)
+        made._trainer.wants_to_stop = lambda: made.iter == at
+        with pytest.raises(Interrupted) as e:
+            made.train()
+        assert e.value.code == 143
+        return load(made.checkpointer.get_checkpoint_file())["trainer"]
+
+    def test_no_line_is_written_out_of_turn(self, tmp_path):
+        saved = self.stopped(write_config(tmp_path), at=4)
+        assert saved["iteration"] == 4 and not saved["is_in_hooks"]
+        assert list(metrics(tmp_path / "out")) == [1, 3]
+
+    @pytest.mark.parametrize("at, before", [(3, 0), (8, 2)])
+    def test_an_evaluation_is_not_begun(self, tmp_path, monkeypatch, at, before):
+        calls = []
+        build = LazyTrainer.build_evaluator
+        monkeypatch.setattr(LazyTrainer, "build_evaluator", lambda x: calls.append(1) or build(x))
+        state = self.stopped(write_config(tmp_path), at=at)
+        assert state["iteration"] == at and state["is_in_hooks"]
+        assert len(calls) == before
+
+
+def test_a_signal_amid_a_checkpoint_is_told_as_what_it_is(tmp_path, monkeypatch):
+    # Of the best model after the last evaluation; PyTorch makes a RuntimeError of it.
+    write = torch.save
+
+    class Signalling:
+        def __init__(self, file):
+            self.file, self.left = file, 5
+
+        def write(self, data):
+            self.left -= 1
+            if self.left == 0 and "model_best" in self.file.name:
+                send()
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    monkeypatch.setattr(torch, "save", lambda data, file: write(data, Signalling(file)))
+    made = trainer(write_config(tmp_path), "train.max_iter=2", *BEST)
+    with pytest.raises(Interrupted, match="SIGTERM; --resume goes on from .*model_final.pth"):
+        made.train()
+    assert not list((tmp_path / "out").glob("*unfinished*"))

@@ -235,6 +235,8 @@ class LazyTrainer(DefaultTrainer):
     def run_step(self):
         seed_step(self.cfg.train.seed, comm.get_rank(), self.iter)
         super().run_step()
+        if self._trainer.must_stop and not self.interruption.number:
+            self.interruption.number = signal.SIGTERM  # that of another process
 
     def train(self):
         """Trains to ``train.max_iter``; returns the last evaluation, checked if so configured.
@@ -283,13 +285,13 @@ class LazyTrainer(DefaultTrainer):
     def after_step(self):
         try:
             self._call_after_step(HookBase)
-        except Interrupted:  # an evaluation, in which other processes may wait for this one
+            if self._trainer.must_stop and self.iter + 1 < self.max_iter:
+                raise Interrupted(self.interruption.number)
+        except Interrupted:
             self._save()
+            if self._trainer.must_stop:  # else others may be amid an evaluation
+                comm.synchronize()  # the first process that ends ends the others
             raise
-        if self._trainer.must_stop and self.iter + 1 < self.max_iter:
-            self._save()
-            comm.synchronize()  # the first process that ends ends the others
-            raise Interrupted(self.interruption.number or signal.SIGTERM)
 
     def _save(self):
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
