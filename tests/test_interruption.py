@@ -10,6 +10,7 @@ from tiny_run import FOCAL, load, metrics, run, same, trainer, write_config
 
 from sampling_free.engine import LazyTrainer
 from sampling_free.errors import BadInput
+from sampling_free.hooks import ResumableWriter
 from sampling_free.interruption import SIGNALS, Interrupted, Interruption, passed_on
 
 LONG = ["train.max_iter=9", "train.log_period=2", "train.eval_period=4"]
@@ -192,7 +193,7 @@ class TestTheHooksOfTheCheckpointsIteration:
     """Detectron2 writes the checkpoint first, so that a failing evaluation costs no training."""
 
     @pytest.mark.parametrize("after", ["save", "evaluation", "best", "write"])
-    def test_what_a_killed_run_had_not_done_is_done(self, whole, tmp_path, monkeypatch, after):
+    def test_what_a_killed_run_had_not_done_is_done(self, whole, tmp_path, after):
         config, options = write_config(tmp_path, "model.guide = 'frozen'\n"), [*LONG, *BEST]
         made = trainer(config, *options, "train.checkpointer.period=4")
         kinds = [type(hook).__name__ for hook in made._hooks]
@@ -214,19 +215,93 @@ class TestTheHooksOfTheCheckpointsIteration:
             made.train()
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-        calls = []
-        build = LazyTrainer.build_evaluator
-        monkeypatch.setattr(LazyTrainer, "build_evaluator", lambda x: calls.append(1) or build(x))
         resumed = run(config, *options, "train.checkpointer.period=4", resume=True)
         assert resumed.start_iter == 4
-        # In iterations 3 (unless that was over), 7 and at the end.
-        assert len(calls) == (2 if after == "write" else 3)
         a, b = (load(x / "out" / "model_final.pth") for x in (whole["frozen"], tmp_path))
         assert same(a, b)
         assert same(metrics(whole["frozen"] / "out"), metrics(tmp_path / "out"))
 
 
+    def test_what_was_evaluated_after_the_checkpoint_is_in_the_next(self, tmp_path):
+        # The line of metrics.json is written; the checkpoint was written before it.
+        config = write_config(tmp_path)
+        whole, killed = (f"train.output_dir={tmp_path / x}" for x in ("whole", "killed"))
+        options = ["train.max_iter=8", "train.eval_period=3", "train.checkpointer.period=6"]
+        run(config, whole, *options)
+        made = trainer(config, killed, *options)
+        made.before_step = lambda: os._exit(9) if made.iter == 6 else LazyTrainer.before_step(made)
+        killed_in(made)
+        run(config, killed, *options, resume=True)
+        a, b = (load(tmp_path / x / "model_final.pth") for x in ("whole", "killed"))
+        assert same(a, b)
+
+    def test_a_torn_best_model_is_written_again(self, tmp_path):
+        config = write_config(tmp_path)
+        options = ["train.max_iter=9", "train.eval_period=3", *BEST]
+        made = trainer(config, *options)
+        made.before_step = lambda: os._exit(9) if made.iter == 3 else LazyTrainer.before_step(made)
+        killed_in(made)
+        path = tmp_path / "out" / "model_best.pth"
+        assert (tmp_path / "out" / "last_checkpoint").read_text() == path.name
+        best = load(path)
+        path.write_bytes(path.read_bytes()[:-300])
+        killed_behind("model_0000005", trainer(config, *options, resume=True))
+        assert same(best, load(path))
+
+    def test_the_final_checkpoint_is_written(self, tmp_path):
+        config = write_config(tmp_path)
+        whole, killed = (f"train.output_dir={tmp_path / x}" for x in ("whole", "killed"))
+        run(config, whole)
+        killed_behind("model_0000005", trainer(config, killed))
+        assert not (tmp_path / "killed" / "model_final.pth").exists()
+        for _ in range(2):  # once more it changes nothing
+            assert run(config, killed, resume=True).start_iter == 6
+            a, b = (load(tmp_path / x / "model_final.pth") for x in ("whole", "killed"))
+            assert same(a, b)
+
+    def test_of_a_trainer_that_writes_by_other_hooks(self, tmp_path, monkeypatch):
+        build = LazyTrainer.build_hooks
+        monkeypatch.setattr(
+            LazyTrainer,
+            "build_hooks",
+            lambda made: [hook for hook in build(made) if not isinstance(hook, ResumableWriter)],
+        )
+        config = write_config(tmp_path)
+        killed_behind("model_0000002", trainer(config))
+        assert run(config, resume=True).start_iter == 3
+
+
+def killed_behind(name, made):
+    """Trains in another process, killed when this checkpoint is written."""
+    save = made.checkpointer.save
+
+    def last_save(saved, **kwargs):
+        save(saved, **kwargs)
+        if saved == name:
+            os._exit(9)
+
+    made.checkpointer.save = last_save
+    killed_in(made)
+
+
+def killed_in(made):
+    """Trains in another process, which is to end by ``os._exit(9)``."""
+    child = os.fork()
+    if child == 0:
+        os.close(1), os.close(2)
+        made.train()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
 class TestAnotherLength:
+    def test_no_more_than_there_are_is_a_final_checkpoint(self, tmp_path, signalled):
+        config = write_config(tmp_path)
+        signalled(config, *LONG, where="step", at=5)
+        run(config, "train.max_iter=6", resume=True)
+        saved = load(tmp_path / "out" / "model_final.pth")
+        assert saved["iteration"] == 5 and saved["trainer"]["max_iter"] == 6
+
     def test_fewer_iterations_than_there_are_is_refused(self, tmp_path):
         config = write_config(tmp_path)
         run(config, "train.max_iter=6")

@@ -25,7 +25,6 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from . import best_threshold
-from .agreement import agreed
 from .checkpoint import NamingCheckpointer, load_trained
 from .datasets import (
     check_ground_truth,
@@ -266,13 +265,13 @@ class LazyTrainer(DefaultTrainer):
     def _finish_iteration(self):
         """What hooks had still to do in the iteration of the checkpoint that is resumed."""
         last = self.start_iter - 1
-        if last < 0 or not self._resumed.get("is_in_hooks", True):
-            return
-        writers = [x for x in self._hooks if isinstance(x, ResumableWriter)]
-        if agreed(lambda: writers[0].newest == last):
+        ends_earlier = self.start_iter == self.max_iter < self._resumed.get("max_iter", 0)
+        if last < 0 or not (self._resumed.get("is_in_hooks", True) or ends_earlier):
             return
         self.iter = self.storage.iter = last
-        self._call_after_step(hooks.EvalHook, hooks.BestCheckpointer, ResumableWriter)
+        self._call_after_step(
+            KeepingCheckpointer, hooks.EvalHook, hooks.BestCheckpointer, ResumableWriter
+        )
         self.iter = self.storage.iter = self.start_iter
 
     def _call_after_step(self, *kinds):

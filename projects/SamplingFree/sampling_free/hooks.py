@@ -56,6 +56,13 @@ class KeepingCheckpointer(PeriodicCheckpointer):
                 os.remove(path)
             self.recent_checkpoints = saved[-self.max_to_keep :]
 
+    def after_step(self):
+        trainer = self.trainer
+        if trainer.iter >= trainer.start_iter:
+            super().after_step()
+        elif trainer.iter == trainer.max_iter - 1:  # resumed; it may have been killed before this
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=trainer.iter)
+
 
 class ResumableWriter(PeriodicWriter):
     """Detectron2's, but a resumed run goes on with metrics.json as if it had never ended.
