@@ -26,10 +26,24 @@ def zeroed(path):
     path.write_bytes(data)
 
 
+def scribbled(offset, what):
+    """Another beginning of the last entry of the list of files."""
+
+    def scribble(path):
+        data = bytearray(path.read_bytes())
+        start = data.rindex(b"PK\x01\x02") + offset
+        data[start : start + len(what)] = what
+        path.write_bytes(data)
+
+    return scribble
+
+
 TEARS = {
     "cut off": lambda path: path.write_bytes(path.read_bytes()[:-300]),
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "zeros": zeroed,
+    "no text": scribbled(46, b"\xff\xff"),
+    "encrypted": scribbled(8, b"\x01\x08"),
     "empty": lambda path: path.write_bytes(b""),
     "absent": lambda path: path.unlink(),
     "a folder": lambda path: (path.unlink(), path.mkdir()),

@@ -11,7 +11,14 @@ import zlib
 
 from .errors import BadInput
 
-TORN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError)
+TORN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # "is encrypted"
+    ValueError,  # a name that is no text
+)
 
 
 def fault_of(path):
