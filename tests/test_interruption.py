@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: the run ends after its iteration, with a checkpoint to go on from."""
 
+import json
 import os
 import signal
 import threading
@@ -221,7 +222,6 @@ class TestTheHooksOfTheCheckpointsIteration:
         assert same(a, b)
         assert same(metrics(whole["frozen"] / "out"), metrics(tmp_path / "out"))
 
-
     def test_what_was_evaluated_after_the_checkpoint_is_in_the_next(self, tmp_path):
         # The line of metrics.json is written; the checkpoint was written before it.
         config = write_config(tmp_path)
@@ -269,6 +269,23 @@ class TestTheHooksOfTheCheckpointsIteration:
         config = write_config(tmp_path)
         killed_behind("model_0000002", trainer(config))
         assert run(config, resume=True).start_iter == 3
+
+    @pytest.mark.parametrize("at", [1, 5])
+    def test_no_line_of_the_metrics_is_there_twice(self, tmp_path, at):
+        # Killed before the first checkpoint; or after an evaluation amid two turns of the writer.
+        config = write_config(tmp_path)
+        options = ["train.max_iter=8", "train.eval_period=4", "train.log_period=5"]
+        options = options if at == 5 else ["train.max_iter=8"]
+        made = trainer(config, *options)
+        made.run_step = lambda: os._exit(9) if made.iter == at else LazyTrainer.run_step(made)
+        killed_in(made)
+        lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+        assert len(lines) == (2 if at == 5 else 1)
+        for _ in range(2):  # the last evaluation is done again
+            run(config, *options, resume=True)
+            lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+            iterations = [json.loads(x)["iteration"] for x in lines]
+            assert sorted(iterations) == ([3, 4, 7, 8] if at == 5 else list(range(9)))
 
 
 def killed_behind(name, made):

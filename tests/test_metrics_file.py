@@ -43,8 +43,14 @@ def test_a_line_of_before_that_was_written_later_stays(file):
 def test_the_evaluation_at_the_end_of_a_shorter_run_stays(file):
     score = line(6, **{"bbox/AP": 3.0})
     path = file(loss(5), score)
-    assert cut(path, 6) == 5
+    assert cut(path, 6, end=6) == 5
     assert path.read_text() == loss(5) + score
+
+
+def test_an_evaluation_that_is_done_again_does_not_stay(file):
+    path = file(loss(5), line(6, **{"bbox/AP": 3.0}), loss(8))
+    assert cut(path, 6) == cut(path, 6, end=9) == 5
+    assert path.read_text() == loss(5)
 
 
 @pytest.mark.parametrize("torn", [loss(5)[:-1], loss(5)[:9], "", "\n", "[]\n", "\x00\x00\n", "3\n"])

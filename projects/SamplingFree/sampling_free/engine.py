@@ -101,6 +101,8 @@ class LazyTrainer(DefaultTrainer):
         self._trainer.wants_to_stop = lambda: self.interruption.number is not None
         self.is_in_hooks = False
         self._resumed = {}  # of the trainer's part of the checkpoint
+        self.goes_on = False  # be it from nothing
+        self.end_before = None  # where a shorter run ended that is made longer
         self.start_iter = 0
         self.max_iter = cfg.train.max_iter
         self.prior_init = PriorInit(
@@ -207,6 +209,7 @@ class LazyTrainer(DefaultTrainer):
 
     def resume_or_load(self, resume=True):
         """Resumes the last checkpoint of ``train.output_dir``, or loads ``init_checkpoint``."""
+        self.goes_on = resume
         resumes = resume and self.checkpointer.has_checkpoint()
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.checkpointer.resume_or_load(self.cfg.train.init_checkpoint, resume=resume)
@@ -225,6 +228,8 @@ class LazyTrainer(DefaultTrainer):
                 "more, or evaluate it by --eval-only --resume"
             )
         before = self._resumed.get("max_iter", self.max_iter)
+        end = self._resumed.get("max_iter", self.start_iter)
+        self.end_before = end if end < self.max_iter else None
         if before != self.max_iter:
             logger.warning(
                 f"Resumed with train.max_iter={self.max_iter}, begun with {before}: from here on "

@@ -85,8 +85,9 @@ class ResumableWriter(PeriodicWriter):
         self.newest = -1
 
     def before_train(self):
-        if self.trainer.start_iter > 0:
-            self.newest = cut(self._metrics, self.trainer.start_iter)
+        trainer = self.trainer
+        if trainer.goes_on:
+            self.newest = cut(self._metrics, trainer.start_iter, trainer.end_before)
         self._writers = self._build_writers()
         for writer in self._writers:
             if isinstance(getattr(writer, "_last_write", None), int):  # not the printer

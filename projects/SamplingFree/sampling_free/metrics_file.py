@@ -4,14 +4,13 @@ import json
 import os
 
 
-def cut(path, start_iter):
+def cut(path, start_iter, end=None):
     """Takes out what a resumed run will write again, and a line that is torn.
-
-    The evaluation at the end of a shorter run, which has no losses, stays.
 
     Args:
         path (str): metrics.json; need not exist.
         start_iter (int): the first iteration to come.
+        end (int or None): where a shorter run ended; its evaluation stays if this one begins there.
 
     Returns:
         int: the newest iteration before it in the file; -1 without one.
@@ -21,7 +20,7 @@ def cut(path, start_iter):
     with open(path, errors="replace") as f:
         lines = f.readlines()
     rows = {line: _row(line) for line in lines}
-    kept = [line for line in lines if _stays(rows[line], start_iter)]
+    kept = [line for line in lines if _stays(rows[line], start_iter, end)]
     if kept != lines:
         with open(f"{path}.unfinished", "w") as f:
             f.writelines(kept)
@@ -38,9 +37,9 @@ def _row(line):
         return None
 
 
-def _stays(row, start_iter):
+def _stays(row, start_iter, end):
     if row is None:
         return False
     return row["iteration"] < start_iter or (
-        row["iteration"] == start_iter and "total_loss" not in row
+        row["iteration"] == start_iter == end and "total_loss" not in row
     )
