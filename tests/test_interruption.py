@@ -337,6 +337,18 @@ class TestAnotherLength:
         assert [i for i in rows if "total_loss" in rows[i]] == list(range(7))
         assert "bbox/AP" in rows[4]
 
+    def test_a_best_model_of_the_version_before_has_one_iteration_less_than_it_says(self, tmp_path):
+        config = write_config(tmp_path)
+        run(config, "train.max_iter=4", *BEST)
+        path = tmp_path / "out" / "model_best.pth"
+        old = load(path)
+        old["trainer"]["iteration"] = 4
+        for key in ("max_iter", "is_in_hooks", "unsmoothed"):
+            del old["trainer"][key]
+        torch.save(old, path)
+        assert trainer(config, "train.max_iter=4", *BEST, resume=True).start_iter == 4
+        assert trainer(config, "train.max_iter=7", *BEST, resume=True).start_iter == 4
+
 
 def test_max_to_keep_holds_over_interruptions(tmp_path, signalled):
     config = write_config(tmp_path)

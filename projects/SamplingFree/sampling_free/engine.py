@@ -325,6 +325,9 @@ class LazyTrainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict):
         TrainerBase.load_state_dict(self, state_dict)
+        if "max_iter" not in state_dict:  # of an earlier version, which counted on after the last
+            newest = [pairs[-1][1] for pairs in state_dict.get("scalars", {}).values()]
+            self.iter = min(self.iter, max(newest, default=self.iter))
         self._trainer.load_state_dict(state_dict["_trainer"])
         set_running_numbers(self._bare_model(), state_dict.get("running", {}))
         self._resumed = {k: v for k, v in state_dict.items() if k not in ("_trainer", "hooks")}
