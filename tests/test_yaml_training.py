@@ -22,7 +22,7 @@ from tiny_run import (
 )
 from yaml_files import C4, CASCADE, FASTER, RETINANET, ROOT, message, zoo
 
-from sampling_free import BadInput, PriorInit, convert, engine
+from sampling_free import BadInput, PriorInit, convert, resumable
 from sampling_free.config import load_config
 from sampling_free.datasets import load_dataset
 from sampling_free.engine import LazyTrainer
@@ -188,7 +188,7 @@ RUNS = [(name, how) for name in BASES for how in (True, False) if (name, how) !=
 
 @pytest.mark.parametrize("name, converts", RUNS)
 def test_default_trainer_gives_the_same_weights(tiny, name, converts, monkeypatch):
-    monkeypatch.setattr(engine, "seed_step", lambda *args: None)  # DefaultTrainer has none
+    monkeypatch.setattr(resumable, "seed_step", lambda *args: None)  # DefaultTrainer has none
     base, pairs = BASES[name]
     ours = converts or name == "fcos"
     config, pairs = tiny(base), [*pairs, "DATASETS.TEST", "()"]
