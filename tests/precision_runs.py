@@ -1,0 +1,107 @@
+"""Short runs of the configs in configs/demo/, in full and in mixed precision."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from half_products import half_products
+from tiny_run import REPO, trainer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DETECTORS = ("retinanet", "fcos", "atss", "paa", "faster_rcnn", "mask_rcnn", "cascade_rcnn")
+STEPS, WARMUP = 300, 50
+FIRST_SCALE = 2.0**16  # of PyTorch's GradScaler; it halves at each overflow
+NUM_CLASSES = 2
+# The demo's set and batch made smaller, so that a step takes a tenth of a second. Smaller images
+# would not do: the weight gradient of a bfloat16 convolution of stride 2 on a level one pixel wide,
+# as p7 has of 64 pixels, reads memory that nobody wrote, on a CPU with PyTorch 2.11.
+IMAGES = {
+    "image_size": "[96,96]",
+    "min_size": 16,
+    "num_classes": NUM_CLASSES,
+    "crowd": 0.0,
+    "empty": 0.0,
+}
+SETTINGS = {
+    "dataloader.train.dataset.names.train_images": 200,
+    "dataloader.test.dataset.names.val_images": 60,
+    "dataloader.train.total_batch_size": 2,
+    "lr_multiplier.warmup_length": WARMUP / STEPS,
+    "train.max_iter": STEPS,
+    "train.device": DEVICE,
+    "train.log_period": 1,
+    "train.num_pictures": 0,
+}
+DENSE = {"model.num_classes": NUM_CLASSES, "optimizer.lr": 0.02}
+RCNN = {
+    "model.roi_heads.num_classes": NUM_CLASSES,
+    "model.proposal_generator.post_nms_topk": "[64,64]",
+    "optimizer.lr": 0.005,
+}
+
+
+class Outcome(NamedTuple):
+    """Of a run.
+
+    Attributes:
+        ap, ap50 (float): of boxes, in percent.
+        num_not_finite (int): numbers of metrics.json and tensors of the checkpoint that are not.
+        scale (float or None): of float16's gradient scaler, at the end.
+        last_overflow (int): steps until its last overflow; 0 without one.
+    """
+
+    ap: float
+    ap50: float
+    num_not_finite: int
+    scale: float
+    last_overflow: int
+
+    @property
+    def num_overflows(self):
+        """int: the scaler grows after 2,000 steps only, so that each overflow halves it."""
+        return round(math.log2(FIRST_SCALE / self.scale))
+
+
+def train(detector, folder, dtype=None, seed=0):
+    """
+    Args:
+        detector (str): of ``DETECTORS``.
+        folder (Path): for the output.
+        dtype (str or None): a key of ``step.DTYPES``, or None for full precision.
+        seed (int): of weights and order; the images are the same.
+
+    Returns:
+        Outcome: of ``STEPS`` steps.
+    """
+    settings = SETTINGS | (RCNN if "rcnn" in detector else DENSE)
+    for part in ("train", "test"):
+        node = f"dataloader.{part}.dataset.names"
+        settings |= {f"{node}.{key}": value for key, value in IMAGES.items()}
+        settings |= {f"{node}.name": f"precision_{part}", f"{node}.root": folder.parent / "sets"}
+    settings |= {"train.output_dir": folder, "train.seed": seed}
+    if dtype is not None:
+        settings |= {"train.amp.enabled": True, "train.amp.dtype": dtype}
+    config = REPO / "configs" / "demo" / f"{detector}.py"
+    made = trainer(str(config), *(f"{key}={value}" for key, value in settings.items()))
+    with half_products(DEVICE):
+        boxes = made.train()["bbox"]
+    scaler = made._trainer.grad_scaler.state_dict()
+    return Outcome(
+        ap=boxes["AP"],
+        ap50=boxes["AP50"],
+        num_not_finite=_not_finite(folder),
+        scale=scaler.get("scale"),
+        last_overflow=STEPS - scaler.get("_growth_tracker", STEPS),
+    )
+
+
+def _not_finite(folder):
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.json").read_text().splitlines()]
+    assert rows[-1]["iteration"] >= STEPS - 1
+    numbers = [value for row in rows for value in row.values()]
+    weights = torch.load(Path(folder) / "model_final.pth", weights_only=True)["model"].values()
+    return sum(not math.isfinite(x) for x in numbers) + sum(
+        not bool(w.isfinite().all()) for w in weights
+    )
