@@ -18,9 +18,15 @@ PRODUCTS = {
 }
 
 
-def half_products(device):
-    """A context in which float16 convolutions and matrix products are fast; on a GPU they are."""
-    return contextlib.nullcontext() if device == "cuda" else _HalfProducts()
+def half_products(device, dtype="float16"):
+    """A context in which float16 convolutions and matrix products are fast; on a GPU they are.
+
+    Args:
+        device (str): "cuda" or "cpu".
+        dtype (str or None): of the autocast; of another than float16 nothing is changed.
+    """
+    emulated = device == "cpu" and dtype == "float16"
+    return _HalfProducts() if emulated else contextlib.nullcontext()
 
 
 class _HalfProducts(TorchDispatchMode):

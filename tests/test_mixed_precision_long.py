@@ -42,7 +42,7 @@ def test_what_is_within_noise(differences, expected):
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_300_steps(detector, figure, tmp_path):
     def outcomes(dtype, seeds=SEEDS):
-        return [train(detector, tmp_path / f"{dtype}_{s}", dtype, s) for s in seeds]
+        return [train(detector, tmp_path / f"{dtype or 'float32'}_{s}", dtype, s) for s in seeds]
 
     full, bfloat16 = outcomes(None), outcomes("bfloat16")
     float16 = outcomes("float16", SEEDS if DEVICE == "cuda" else SEEDS[:1])
