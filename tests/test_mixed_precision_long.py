@@ -4,38 +4,38 @@ On a CPU float16's products are those of half_products.py, of which one run is m
 many as of the others.
 """
 
-import math
 import statistics
 
 import pytest
 from precision_runs import DETECTORS, DEVICE, STEPS, WARMUP, train
 
+from sampling_free.comparison.summary import paired_difference
+
 SEEDS = (0, 1, 2)
-T_OF_THREE = 4.303  # Student's t: 2.5 % of it are above, with 2 degrees of freedom
 LEAST_AP50 = 20  # so that there is something to lose
 
 
-def within_noise(differences, reference):
-    """Whether the mean of paired differences is what chance makes of three seeds.
+def within_noise(mixed, full):
+    """Whether two precisions differ by no more than chance makes of three seeds.
 
-    Either its 95 % confidence interval has zero in it, or it is no larger than the range of the
-    reference: three pairs that happen to differ alike have a narrow interval.
+    Either the 95 % confidence interval of the mean difference has zero in it, or that mean is no
+    larger than the range of the seeds: three pairs that happen to differ alike have a narrow
+    interval.
 
     Args:
-        differences (list[float]): of each seed.
-        reference (list[float]): of each seed, in full precision.
+        mixed, full (list[float]): AP of each seed.
     """
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    limit = max(T_OF_THREE * error, max(reference) - min(reference))
-    return abs(statistics.mean(differences)) <= limit
+    difference = paired_difference(mixed, full)
+    is_chance = difference["low"] <= 0 <= difference["high"]
+    return is_chance or abs(difference["mean"]) <= max(full) - min(full)
 
 
 @pytest.mark.parametrize(
-    "differences, expected",
-    [([1.0, -1.0, 0.5], True), ([5.0, 5.1, 5.2], False), ([1.0, 1.0, 1.1], True)],
+    "mixed, expected",
+    [([41.0, 40.0, 42.5], True), ([45.0, 46.1, 47.2], False), ([41.0, 42.0, 43.1], True)],
 )
-def test_what_is_within_noise(differences, expected):
-    assert within_noise(differences, [40.0, 41.0, 42.0]) is expected
+def test_what_is_within_noise(mixed, expected):
+    assert within_noise(mixed, [40.0, 41.0, 42.0]) is expected
 
 
 @pytest.mark.long
@@ -66,5 +66,4 @@ def test_300_steps(detector, figure, tmp_path):
     )
     for mixed in (bfloat16, float16):
         if len(mixed) == len(full):
-            differences = [b.ap - a.ap for a, b in zip(full, mixed)]
-            assert within_noise(differences, [x.ap for x in full]), (full, mixed)
+            assert within_noise([x.ap for x in mixed], [x.ap for x in full]), (full, mixed)
