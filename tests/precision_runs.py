@@ -100,7 +100,7 @@ def train(detector, folder, dtype=None, seed=0):
     """
     Args:
         detector (str): of ``DETECTORS``.
-        folder (Path): for the output.
+        folder (Path): for the output; the images are kept beside its parent, for other runs.
         dtype (str or None): a key of ``step.DTYPES``, or None for full precision.
         seed (int): of weights and order; the images are the same.
 
@@ -111,7 +111,10 @@ def train(detector, folder, dtype=None, seed=0):
     for part in ("train", "test"):
         node = f"dataloader.{part}.dataset.names"
         settings |= {f"{node}.{key}": value for key, value in IMAGES.items()}
-        settings |= {f"{node}.name": f"precision_{part}", f"{node}.root": folder.parent / "sets"}
+        settings |= {
+            f"{node}.name": f"precision_{part}",
+            f"{node}.root": folder.parents[1] / "sets",
+        }
     settings |= {"train.output_dir": folder, "train.seed": seed}
     if dtype is not None:
         settings |= {"train.amp.enabled": True, "train.amp.dtype": dtype}
