@@ -75,7 +75,7 @@ def autocast(dtype):
 
 def train(model, dtype, batches, rate=0.0):
     """The trainer after a step on each batch, and the numbers that the last one logged."""
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=rate)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=rate, momentum=0.9)
     trainer = PrecisionTrainer(model, batches, optimizer, DEVICE, dtype)
     with EventStorage() as storage, half_products(DEVICE, dtype):
         for trainer.iter in range(len(batches)):
@@ -282,16 +282,16 @@ def test_the_start_loss_of_a_box_head_is_that_of_the_rounded_bias(kind, dtype):
 @each_dtype
 def test_the_bias_stays_in_float32_in_the_checkpoint_too(name, dtype, tmp_path):
     model = DETECTORS[name]().to(DEVICE)
-    trainer, _ = train(model, dtype, [inputs(name, 3, 2)])
+    trainer, _ = train(model, dtype, [inputs(name, 3, 2)] * STEPS_OF_SCALER)
     DetectionCheckpointer(model, str(tmp_path)).save("model")
     weights = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
     assert {x.dtype for x in weights.values() if x.is_floating_point()} == {torch.float32}
     head, prefix = dense_head(model), "proposal_generator." * (dense_head(model) is not model)
     stored = weights[prefix + head.classifier_bias_name]
-    assert (stored == torch.tensor(prior_to_bias(PRIOR))).all()  # of a step with no learning rate
+    assert (stored == torch.tensor(prior_to_bias(PRIOR))).all()  # the learning rate is 0
     optimizer = trainer.state_dict()["optimizer"]["state"]
     buffers = [x for state in optimizer.values() for x in state.values() if torch.is_tensor(x)]
-    assert {x.dtype for x in buffers} <= {torch.float32}
+    assert {x.dtype for x in buffers} == {torch.float32}
 
 
 # Steps --------------------------------------------------------------------------------------------
