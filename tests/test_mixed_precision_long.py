@@ -49,8 +49,9 @@ def test_300_steps(detector, figure, tmp_path):
     everything = full + bfloat16 + float16
     assert all(x.num_not_finite == 0 for x in everything)
     assert statistics.mean(x.ap50 for x in full) > LEAST_AP50, full
-    # The scaler starts too high on purpose and comes down; later it has no reason to.
-    assert all(x.last_overflow <= WARMUP for x in float16), float16
+    # The scaler starts too high on purpose and comes down, as the gradients grow in the warm-up and
+    # shortly after; later it has no reason to.
+    assert all(x.last_overflow <= 2 * WARMUP for x in float16), float16
     figure(
         "mixed_precision",
         detector,
@@ -62,6 +63,7 @@ def test_300_steps(detector, figure, tmp_path):
         float32_ap50=[x.ap50 for x in full],
         scales=[x.scale for x in float16],
         overflows=[x.num_overflows for x in float16],
+        last_overflows=[x.last_overflow for x in float16],
         not_finite=sum(x.num_not_finite for x in everything),
     )
     for mixed in (bfloat16, float16):
