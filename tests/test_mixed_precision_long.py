@@ -7,11 +7,12 @@ many as of the others.
 import statistics
 
 import pytest
-from precision_runs import DETECTORS, DEVICE, STEPS, WARMUP, train
+from precision_runs import DETECTORS, DEVICE, STEPS, train
 
 from sampling_free.comparison.summary import paired_difference
 
 SEEDS = (0, 1, 2)
+MOST_OVERFLOWS = STEPS // 50
 LEAST_AP50 = 20  # so that there is something to lose
 
 
@@ -49,9 +50,9 @@ def test_300_steps(detector, figure, tmp_path):
     everything = full + bfloat16 + float16
     assert all(x.num_not_finite == 0 for x in everything)
     assert statistics.mean(x.ap50 for x in full) > LEAST_AP50, full
-    # The scaler starts too high on purpose and comes down, as the gradients grow in the warm-up and
-    # shortly after; later it has no reason to.
-    assert all(x.last_overflow <= 2 * WARMUP for x in float16), float16
+    # Wherever a gradient is above 65504 / scale, be it early or late: one of Mask R-CNN's is 4.3 at
+    # step 158, also in float32. What must not be is a scale that falls and falls.
+    assert all(x.num_overflows <= MOST_OVERFLOWS for x in float16), float16
     figure(
         "mixed_precision",
         detector,
