@@ -12,11 +12,13 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import ProposalNetwork
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.utils.events import EventStorage
 from half_products import half_products
 from precision_runs import DEVICE
 from tiny import batch, stock_retinanet, tiny_retinanet
 from tiny_detectors import PIXELS, ROI_HEADS, rcnn_batch, stock_fcos, tiny_fcos, tiny_rcnn
+from tiny_run import REPO
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,6 +32,8 @@ from sampling_free import (
     SamplingFreeRPN,
 )
 from sampling_free.baselines.fcos import losses_in_float32
+from sampling_free.config import load_config
+from sampling_free.engine import LazyTrainer
 from sampling_free.guides import Guide
 from sampling_free.prior import bias_to_prior, prior_to_bias, softmax_prior_to_bias, start_loss
 from sampling_free.step import DTYPES, PrecisionTrainer
@@ -418,3 +422,23 @@ def test_half_products_are_those_of_the_cpu():
     for a, b in zip(slow, fast):
         assert a.dtype == b.dtype == torch.float16
         assert (a - b).abs().max() <= 2e-3 * a.abs().max()
+
+
+@each_dtype
+def test_detectron2s_fcos_trains_from_its_config(tmp_path, dtype):
+    """Its box loss alone would stop under autocast."""
+    settings = [
+        *("train.amp.enabled=True", f"train.amp.dtype={dtype}", "train.max_iter=2"),
+        *("train.device=cpu", "train.num_pictures=0", f"train.output_dir={tmp_path}"),
+        "dataloader.train.total_batch_size=2",
+    ]
+    for split in ("train", "test"):
+        node = f"dataloader.{split}.dataset.names"
+        settings += [f"{node}.train_images=4", f"{node}.val_images=2", f"{node}.image_size=[96,96]"]
+        settings += [f"{node}.root={tmp_path}", f"{node}.name={tmp_path.name}_{split}"]
+    cfg = load_config(str(REPO / "configs" / "demo" / "fcos.py"), settings, False, "focal")
+    made = LazyTrainer(cfg)
+    assert type(made.model) is FCOS
+    made.train()
+    latest = {k: v for k, (v, _) in made.storage.latest().items() if "loss" in k}
+    assert latest and all(map(math.isfinite, latest.values()))

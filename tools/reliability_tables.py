@@ -2,6 +2,8 @@
 
 from tabulate import tabulate
 
+from detector_names import DETECTORS
+
 
 def bad_data(records):
     """A row for each kind of bad data: what happens, and what the user is told."""
@@ -66,12 +68,16 @@ def mixed_precision(records):
     rows = []
     for r in records:
         cells = [difference(r["bfloat16"], r["float32"]), _seeds(r["float16"])]
-        scales = ", ".join(f"{scale:g} ({n})" for scale, n in zip(r["scales"], r["overflows"]))
-        rows.append([r["name"], _seeds(r["float32"]), _seeds(r["bfloat16"]), *cells, scales])
+        overflows = ", ".join(
+            f"{n} (step {step})" if n else "0"
+            for n, step in zip(r["overflows"], r["last_overflows"])
+        )
+        name = DETECTORS[r["name"]]
+        rows.append([name, _seeds(r["float32"]), _seeds(r["bfloat16"]), *cells, overflows])
     pairs = [sum((r[key] for r in records), []) for key in ("bfloat16", "float32")]
     rows.append(["all", "", "", difference(*pairs), "", ""])
     head = ["detector", "float32", "bfloat16", "bfloat16 less float32", "float16"]
-    return _table(rows, [*head, "scale (overflows)"])
+    return _table(rows, [*head, "overflows (the last)"])
 
 
 def _seeds(values):

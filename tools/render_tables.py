@@ -18,6 +18,7 @@ import sys
 from tabulate import tabulate
 
 from bench_tables import BENCH_TABLES
+from detector_names import DETECTORS
 from reliability_tables import RELIABILITY_TABLES
 
 DOCUMENTS = [
@@ -29,15 +30,6 @@ DOCUMENTS = [
     "docs/reliability.md",
 ]
 MARKER = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-DETECTORS = {
-    "retinanet": "RetinaNet",
-    "fcos": "FCOS",
-    "faster_rcnn": "Faster R-CNN",
-    "mask_rcnn": "Mask R-CNN",
-    "cascade_rcnn": "Cascade R-CNN",
-    "atss": "ATSS",
-    "paa": "PAA",
-}
 VARIANTS = {
     "_bce": "BCE, measured prior, not guided",
     "_focal": "focal loss (Detectron2's {})",

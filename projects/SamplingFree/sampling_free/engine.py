@@ -17,11 +17,13 @@ from detectron2.evaluation import (
     verify_results,
 )
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from . import best_threshold
+from .baselines.fcos import losses_in_float32
 from .checkpoint import NamingCheckpointer, load_trained
 from .datasets import (
     check_ground_truth,
@@ -84,11 +86,13 @@ class LazyTrainer(ResumableTrainer):
         optimizer = self.build_optimizer(cfg, model)
         scale_learning_rates(cfg, optimizer)
         loader = self.build_train_loader(cfg, train_dicts, self.mapper)
+        dtype = cfg.train.amp.dtype if cfg.train.amp.enabled else None
+        if dtype and type(model) is FCOS:
+            losses_in_float32(model)
         ddp = dict(cfg.train.ddp)
         if cfg.train.device == "cpu":
             ddp["device_ids"] = None
         model = create_ddp_model(model, **ddp)
-        dtype = cfg.train.amp.dtype if cfg.train.amp.enabled else None
         self._trainer = PrecisionTrainer(
             model, loader, optimizer, cfg.train.device, dtype, cfg.train.skip_nonfinite
         )
