@@ -185,10 +185,11 @@ def test_a_loader_that_is_left_ends_its_worker(tmp_path):
             dicts, mapper=mapper_of(), total_batch_size=2, num_workers=1
         )
         batches = iter(loader)
-        assert len(next(batches)) == 2 and len(children()) == len(before[1]) + 1
+        assert len(next(batches)) == 2 and len(set(children()) - set(before[1])) == 1
         del loader, batches
         gc.collect()
-        assert (held()["handles"], children()) == before
+        # What an earlier test has left may end in the meantime.
+        assert held()["handles"] <= before[0] and set(children()) <= set(before[1])
 
 
 class Broken(RuntimeError):
