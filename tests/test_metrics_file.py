@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sampling_free.metrics_file import cut
+from sampling_free.metrics_file import cut, put_aside
 
 
 def line(iteration, **values):
@@ -75,3 +75,15 @@ def test_nothing_of_before(file, lines):
 def test_no_file(tmp_path):
     assert cut(tmp_path / "metrics.json", 3) == -1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_file_of_a_run_without_a_checkpoint_is_kept_under_another_name(file):
+    for n in (1, 2):
+        put_aside(file(loss(n)))
+    path = file()
+    put_aside(path)  # there is nothing in it
+    folder = path.parent
+    found = {p.name: p.read_text() for p in folder.iterdir()}
+    assert found == {"metrics.json": "", "metrics.json.1": loss(1), "metrics.json.2": loss(2)}
+    put_aside(folder / "none.json")
+    assert len(list(folder.iterdir())) == 3

@@ -13,7 +13,7 @@ from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, Peri
 
 from . import best_threshold
 from .datasets import dataset_names, load_dataset
-from .metrics_file import cut
+from .metrics_file import cut, put_aside
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,9 @@ class ResumableWriter(PeriodicWriter):
 
     def before_train(self):
         trainer = self.trainer
-        if trainer.goes_on:
+        if trainer.goes_on and trainer.start_iter == 0:
+            put_aside(self._metrics)
+        elif trainer.goes_on:
             self.newest = cut(self._metrics, trainer.start_iter, trainer.end_before)
         self._writers = self._build_writers()
         for writer in self._writers:

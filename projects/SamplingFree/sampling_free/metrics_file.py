@@ -1,5 +1,6 @@
 """metrics.json of a run that is resumed."""
 
+import itertools
 import json
 import os
 
@@ -27,6 +28,17 @@ def cut(path, start_iter, end=None):
         os.replace(f"{path}.unfinished", path)
     before = [rows[line]["iteration"] for line in kept if rows[line]["iteration"] < start_iter]
     return max(before, default=-1)
+
+
+def put_aside(path):
+    """Renames the file of a run that left no checkpoint, for one that is resumed from nothing.
+
+    Args:
+        path (str): metrics.json; need not exist. It becomes metrics.json.1, or the next number.
+    """
+    if os.path.isfile(path) and os.path.getsize(path):
+        free = next(n for n in itertools.count(1) if not os.path.exists(f"{path}.{n}"))
+        os.replace(path, f"{path}.{free}")
 
 
 def _row(line):
