@@ -11,14 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
-from test_roi_heads import (
-    assert_same_detections,
-    decoded,
-    expected_sums,
-    overlap,
-    rows,
-    spy,
-)
+from test_every_proposal import assert_same_detections, rows, spy
+from test_roi_heads import decoded, expected_sums, overlap
 from tiny import train_step
 from tiny_detectors import rcnn_batch, tiny_rcnn
 

@@ -210,12 +210,7 @@ class TestTheHooksOfTheCheckpointsIteration:
                 os._exit(9)
 
         last.after_step = killed
-        child = os.fork()
-        if child == 0:
-            os.close(1), os.close(2)
-            made.train()
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        killed_in(made)
         resumed = run(config, *options, "train.checkpointer.period=4", resume=True)
         assert resumed.start_iter == 4
         a, b = (load(x / "out" / "model_final.pth") for x in (whole["frozen"], tmp_path))
