@@ -8,6 +8,7 @@ import tiny_run
 
 import compare
 from sampling_free.comparison.plan import plan, runs_of_configs, with_seeds
+from sampling_free.comparison.precision_recalls import Detections
 from sampling_free.comparison.process import Processes
 from sampling_free.comparison.run import Workshop
 from sampling_free.comparison.side_by_side import SideBySide
@@ -51,7 +52,7 @@ def make_stage(tmp_path, monkeypatch):
 
 
 def side_by_side(jobs=1, output=None, poll=0.05):
-    workshop = Workshop(STUB, 1, jobs, Processes(), None)
+    workshop = Workshop(STUB, 1, jobs, Processes(), Detections())
     return SideBySide(workshop, Output(output), poll)
 
 

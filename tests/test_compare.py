@@ -49,6 +49,7 @@ class TestCommandLine:
             ("--configs a.py --vary k=1 --rates 1 --choose a b", "one at a time"),
             ("--configs a.py --rates 1", "go together"),
             ("--configs a.py --choose a b", "go together"),
+            ("--configs a.py --best-only", "--best-only needs --choose"),
             ("--configs a.py --jobs 0", "--jobs 0"),
             ("--configs a.py --seeds 0 -1", "--seeds -1: give whole numbers from 0 up"),
             ("--config-file a.py --variants focal --rates 0.1 nan", "--rates nan: give .* above 0"),

@@ -219,17 +219,28 @@ class TestRuns:
             {"config": "other.py", "learning_rate": 0.32, "bbox/AP": 90.0},
             {"config": FULL, "variant": "focal", "learning_rate": 0.16, "bbox/AP": 50.0},
         ]
-        assert [r.learning_rate for r in compare.chosen_rates([Run(FULL)], rows)] == [0.02]
-        chosen = compare.chosen_rates([Run(FULL, "focal")], rows)
-        assert [r.learning_rate for r in chosen] == [0.16]
+        runs = [Run(FULL), Run(FULL, "focal")]
+        chosen, lost = compare.chosen_rates(runs, rows)
+        assert [r.learning_rate for r in chosen] == [0.02, 0.16] and lost == []
+        chosen, _ = compare.chosen_rates(runs, rows, best_only=True)
+        assert [(r.variant, r.learning_rate) for r in chosen] == [("focal", 0.16)]
+
+    def test_a_variant_that_diverges_at_every_rate_does_not_end_the_others(self):
+        rows = [
+            {"config": FULL, "learning_rate": 0.08, "failed": "not finite"},
+            {"config": FULL, "variant": "focal", "learning_rate": 0.16, "bbox/AP": 50.0},
+        ]
+        chosen, lost = compare.chosen_rates([Run(FULL), Run(FULL, "focal")], rows)
+        assert [r.variant for r in chosen] == ["focal"]
+        assert len(lost) == 1 and FULL in lost[0] and "no learning rate" in lost[0]
         with pytest.raises(BadInput, match="no learning rate"):
-            compare.chosen_rates([Run(FULL)], rows[2:])
+            compare.chosen_rates([Run(FULL)], rows)
 
 
 def without_reading(function):
     """:func:`plan` for splits that the tiny config does not have."""
 
-    def plan_of(runs, folder):
+    def plan_of(runs, folder, pictures=0):
         bare = function([Run(run.config, seed=run.seed) for run in runs[:1]], folder)[0]
         return [
             type(bare)(

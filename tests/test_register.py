@@ -368,7 +368,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"split": "test"}, "split='test'"),
+        ({"split": "tests"}, "split='tests'"),
         ({"split": "val", "setting": "medium"}, "setting='medium': choose one of easy, hard"),
         ({"split": "val", "num_clases": 3}, "num_clases: .*use num_classes"),
         ({"split": "val", "num_classes": 999}, r"num_classes=999.*\[1, 240\]"),

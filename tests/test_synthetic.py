@@ -261,8 +261,8 @@ def test_a_bad_parameter_is_named(key, value):
 
 
 def test_an_unknown_split_is_named(tmp_path):
-    with pytest.raises(BadInput, match="split='test'.*train, val"):
-        generate(TINY, "test", tmp_path)
+    with pytest.raises(BadInput, match="split='tests'.*train, val, test"):
+        generate(TINY, "tests", tmp_path)
 
 
 def test_the_file_records_what_made_it(tmp_path):

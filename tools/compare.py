@@ -18,13 +18,15 @@ colon, or several --configs as they are. The first is the reference. All runs ge
 order, schedule and seeds. All variants are tested at the score threshold of the sampling-free one;
 focal, sampled, ohem and ghm at their usual threshold too, in a row of its own. With --rates and
 --choose each learning rate is chosen on those splits, with the first seed; with --rates alone
-there is a row for each rate.
+there is a row for each rate. With --best-only the variants are one that is tuned: of all of them
+and all rates only the best on those splits is run on.
 
 Every run is a call of train_net.py in a process of its own, in a folder of its own, whose
 result.json is whole or absent. A second call does only what is missing, on another machine too if
 the folder is copied there; runs of other settings stay beside it. One --output is for one
 comparison: records of others in it stay, but its summary is that of the last one to end.
-tools/render_tables.py puts it into the documentation.
+tools/render_tables.py puts it into the documentation. An --output that ends in / is a folder that
+gets one JSON for each run, of as many comparisons as you like.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from tabulate import tabulate
 
 from sampling_free.cli import one_line_errors
 from sampling_free.comparison.plan import (
+    PICTURES,
     plan,
     runs_of_configs,
     runs_of_variants,
@@ -47,6 +50,7 @@ from sampling_free.comparison.plan import (
 )
 from sampling_free.comparison.precision_recalls import Detections
 from sampling_free.comparison.process import Processes
+from sampling_free.comparison.records import Records
 from sampling_free.comparison.run import Workshop
 from sampling_free.comparison.side_by_side import POLL, SideBySide
 from sampling_free.comparison.store import Output
@@ -88,7 +92,8 @@ def parse_args(words):
     parser.add_argument(
         "--final", nargs=2, default=[None, None], metavar=("TRAIN", "TEST"), help="splits"
     )
-    parser.add_argument("--output", metavar="JSON", help="the records and the summary")
+    parser.add_argument("--best-only", action="store_true", help="run on with the best one alone")
+    parser.add_argument("--output", metavar="JSON", help="the records and the summary; or FOLDER/")
     parser.add_argument("--folder", default="output/compare", help="of the runs")
     parser.add_argument("--report", metavar="HTML", help="a page with curves and pictures")
     parser.add_argument("--jobs", default=1, type=int, help="runs side by side")
@@ -139,6 +144,8 @@ def _check(args):
         raise BadInput("--vary and --rates: one at a time; each config's own rate is taken")
     if args.choose and not args.rates or args.rates and args.configs and not args.choose:
         raise BadInput("--rates and --choose go together: the splits on which a rate is chosen")
+    if args.best_only and not args.choose:
+        raise BadInput("--best-only needs --choose: the splits on which the best one is found")
     for option in ("jobs", "threads"):
         if getattr(args, option) < 1:
             raise BadInput(f"--{option} {getattr(args, option)}: give a whole number from 1 up")
@@ -150,9 +157,14 @@ def _check(args):
             raise BadInput(f"--seeds {seed}: give whole numbers from 0 up")
 
 
+def _is_folder(output):
+    return output is not None and (output.endswith("/") or os.path.isdir(output))
+
+
 def _require_places(args):
     """Raises BadInput unless all that is written can be, before hours of training."""
-    require_writable("--output", args.output)
+    if not _is_folder(args.output):
+        require_writable("--output", args.output)
     require_writable("--report", args.report)
     reason = "no permission"
     try:
@@ -163,29 +175,33 @@ def _require_places(args):
         raise BadInput(f"--folder {args.folder}: cannot be written ({reason}); give another folder")
 
 
-def chosen_rates(runs, records):
+def chosen_rates(runs, records, best_only=False):
     """Each run with the learning rate of best AP.
 
     Args:
         runs (list[Run]): without a rate.
         records (list[dict]): of the runs that tried rates.
+        best_only (bool): of all runs only the best.
 
     Returns:
-        list[Run]
+        tuple[list[Run], list[str]]: and a line for each run of which no rate led to an AP.
 
     Raises:
-        BadInput: no rate of a run was evaluated.
+        BadInput: there is no run with an AP.
     """
-    chosen = []
+    chosen, lost = {}, []
     for run in runs:
         key = run.config, run.variant, run.override
         tried = [r for r in records if (r["config"], r.get("variant"), r.get("override")) == key]
         tried = [r for r in tried if r.get("bbox/AP") is not None]
         if not tried:
-            raise BadInput(f"{run.title}: no learning rate led to an AP; give smaller --rates")
-        best = max(tried, key=lambda r: r["bbox/AP"])["learning_rate"]
-        chosen += with_rates([run], [best])
-    return chosen
+            lost.append(f"{run.title}: no learning rate led to an AP; give smaller --rates")
+            continue
+        best = max(tried, key=lambda r: r["bbox/AP"])
+        chosen[with_rates([run], [best["learning_rate"]])[0]] = best["bbox/AP"]
+    if not chosen:
+        raise BadInput(lost[0])
+    return [max(chosen, key=chosen.get)] if best_only else list(chosen), lost
 
 
 def compare(args, poll=POLL):
@@ -202,23 +218,26 @@ def compare(args, poll=POLL):
         runs = runs_of_variants(args.config_file, args.variants, args.overrides)
     else:
         runs = runs_of_configs(args.configs, args.vary, args.overrides)
-    choosing, rates = [], [None]
+    output = Records(args.output) if _is_folder(args.output) else Output(args.output)
+    pictures = PICTURES if args.report or isinstance(output, Output) else 0
+    choosing, rates, lost = [], [None], []
     if args.choose:
         tried = with_rates(runs, args.rates)
         choosing = plan(with_seeds(tried, args.seeds[:1], args.choose, True), args.folder)
     elif args.rates:
         rates = args.rates
     # Before the first run, though the rates may not be chosen yet: a mistake is known now.
-    finals = plan(with_seeds(with_rates(runs, rates), args.seeds, args.final), args.folder)
+    finals = plan(
+        with_seeds(with_rates(runs, rates), args.seeds, args.final), args.folder, pictures
+    )
 
     _require_places(args)
-    output = Output(args.output)
     workshop = Workshop(TRAIN_NET, args.threads, args.jobs, Processes(), Detections())
     work = SideBySide(workshop, output, poll)
     tried = work.run(choosing, "choosing learning rates", lambda: output.write(work.done(choosing)))
     if choosing:
-        runs = chosen_rates(runs, tried)
-        finals = plan(with_seeds(runs, args.seeds, args.final), args.folder)
+        runs, lost = chosen_rates(runs, tried, args.best_only)
+        finals = plan(with_seeds(runs, args.seeds, args.final), args.folder, pictures)
     records = work.run(finals, "final runs", lambda: output.write(tried + work.done(finals)))
     rows = summarise(records)
     head, cells = summary_table(rows)
@@ -233,7 +252,7 @@ def compare(args, poll=POLL):
 
         write_report(args.report, records, args.folder)
         print(f"Written to {args.report}")
-    return list(work.failures.values())
+    return [*lost, *work.failures.values()]
 
 
 @one_line_errors

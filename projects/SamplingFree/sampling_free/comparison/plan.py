@@ -92,12 +92,13 @@ def with_seeds(runs, seeds, splits=(None, None), choosing=False):
     return [replace(run, seed=seed, **changes) for run in runs for seed in seeds]
 
 
-def plan(runs, folder):
+def plan(runs, folder, pictures=PICTURES):
     """Reads the config of each run.
 
     Args:
         runs (list[Run]):
         folder (str): the runs get folders in it.
+        pictures (int): of a run that is watched.
 
     Returns:
         list[Planned]
@@ -105,7 +106,7 @@ def plan(runs, folder):
     Raises:
         BadInput: an unknown variant, a misspelt key, two runs of one name.
     """
-    planned = [_planned(run, folder) for run in dict.fromkeys(runs)]
+    planned = [_planned(run, folder, pictures) for run in dict.fromkeys(runs)]
     by_name = {}
     for one in planned:
         other = by_name.setdefault(one.run.name, one)
@@ -117,7 +118,7 @@ def plan(runs, folder):
     return planned
 
 
-def _planned(run, folder):
+def _planned(run, folder, pictures):
     cfg = quietly(load_config, run.config, run.changes(), variant=run.variant)
     digest = config_digest(cfg)
     extra = ["train.num_pictures=0"]
@@ -125,7 +126,7 @@ def _planned(run, folder):
         period = max(1, cfg.train.max_iter // MEASUREMENTS)
         # The writers keep the newest measurement alone: they write before the next one.
         extra = [f"train.monitor_period={period}", f"train.log_period={period}"]
-        extra.append(f"train.num_pictures={PICTURES}")
+        extra.append(f"train.num_pictures={pictures}")
     is_baseline = run.variant in BASELINES and not run.choosing and "evaluator" in cfg.dataloader
     return Planned(
         run,

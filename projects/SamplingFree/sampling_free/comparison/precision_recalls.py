@@ -10,7 +10,8 @@ from detectron2.evaluation import COCOEvaluator
 from ..best_threshold import precision_recall
 from ..datasets import load_dataset
 from ..engine import LazyTrainer
-from ..matches import all_classes, matches_from_evaluator
+from ..matches import all_classes, matches_from_evaluator, read_detections
+from . import bootstrap
 
 RECALLS = np.linspace(0, 1, 101)
 DIGITS = 4
@@ -67,17 +68,43 @@ class Detections:
             dict[str, dict] or None: of :func:`curves_of_classes`; None where the run has kept no
             detections or its evaluator is not Detectron2's COCOEvaluator.
         """
-        path = os.path.join(folder, "inference", "coco_instances_results.json")
+        path = detections_file(folder)
+        evaluator = self._evaluator_of(cfg, path)
+        if evaluator is None:
+            return None
+        with contextlib.redirect_stdout(io.StringIO()):
+            return curves_of_classes(matches_from_evaluator(evaluator, detections_file=path))
+
+    def bootstrap_ap(self, cfg, folder):
+        """
+        Args:
+            cfg, folder: as of :meth:`precision_recall`.
+
+        Returns:
+            list[float or None] or None: AP of each drawing of the test images, in percent; None
+            as of :meth:`precision_recall`, or where nothing was detected.
+        """
+        path = detections_file(folder)
+        evaluator = self._evaluator_of(cfg, path)
+        if evaluator is None:
+            return None
+        coco_gt = evaluator._coco_api
+        found = bootstrap.evaluated(
+            coco_gt, read_detections(path, coco_gt, evaluator._metadata.get("name"))
+        )
+        if found is None:
+            return None
+        values = bootstrap.bootstrap_ap(found, bootstrap.drawn_weights(len(coco_gt.getImgIds())))
+        return [round(x, bootstrap.DIGITS) if np.isfinite(x) else None for x in values.tolist()]
+
+    def _evaluator_of(self, cfg, path):
         if not os.path.exists(path) or "evaluator" not in cfg.dataloader:
             return None
         key = str(cfg.dataloader.test.dataset)
-        with contextlib.redirect_stdout(io.StringIO()):
-            if key not in self._evaluators:
+        if key not in self._evaluators:
+            with contextlib.redirect_stdout(io.StringIO()):
                 self._evaluators[key] = self._evaluator(cfg)
-            evaluator = self._evaluators[key]
-            if evaluator is None:
-                return None
-            return curves_of_classes(matches_from_evaluator(evaluator, detections_file=path))
+        return self._evaluators[key]
 
     @staticmethod
     def _evaluator(cfg):
@@ -87,3 +114,8 @@ class Detections:
             if isinstance(one, COCOEvaluator) and "annotations" in one._coco_api.dataset:
                 return one
         return None
+
+
+def detections_file(folder):
+    """str: where Detectron2's COCOEvaluator leaves the detections of a run."""
+    return os.path.join(folder, "inference", "coco_instances_results.json")

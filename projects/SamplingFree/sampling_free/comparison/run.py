@@ -140,14 +140,19 @@ class Workshop:
         if "bbox/AP" not in scores:
             raise RunFailed(f"{run.title}: was not evaluated by box AP; see {folder}/output.txt")
         found = dict(scores)
+        if run.choosing:
+            return found
+        cfg = quietly(load_config, run.config, run.changes(), variant=run.variant)
+        cfg.train.output_dir = folder
+        found["bootstrap"] = self.detections.bootstrap_ap(cfg, folder)
         if run.watched:
-            cfg = quietly(load_config, run.config, run.changes(), variant=run.variant)
-            cfg.train.output_dir = folder
             found["precision_recall"] = self.detections.precision_recall(cfg, folder)
         if planned.usual:
             values = {float(x.partition("=")[2]) for x in planned.usual}
+            usual = os.path.join(folder, USUAL)
             found["at_default_threshold"] = {
-                **outcome.read_evaluation(os.path.join(folder, USUAL)),
+                **outcome.read_evaluation(usual),
+                "bootstrap": self.detections.bootstrap_ap(cfg, usual),
                 "test_score_thresh": values.pop(),
             }
         return found

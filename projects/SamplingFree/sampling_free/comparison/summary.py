@@ -12,7 +12,10 @@ import math
 import os
 import statistics
 
+import numpy as np
+
 from ..errors import BadInput
+from .bootstrap import paired_interval
 
 TASKS = ("bbox/", "segm/")
 # What makes runs of several seeds one row.
@@ -52,7 +55,9 @@ def summarise(runs, confidence=0.95):
           `values`.
         * `is_reference` (bool), `differences`: None for the reference; else for each metric the
           difference to it: `mean`, `low` and `high` (Student's t; None with one pair), `seeds`,
-          `values`. A metric without a pair is missing.
+          `values`. A metric without a pair is missing. Of "bbox/AP" also `image_low` and
+          `image_high`, over test images that are drawn anew (bootstrap.py), where all runs of the
+          pairs have kept theirs.
         * `seconds_per_iteration`, `time_ratio` (to the reference, pairs of the same device and
           number of runs side by side; 1 for the reference), `peak_memory_mib`: means and, of the
           memory, the most; None where unknown.
@@ -165,6 +170,8 @@ def _row(name, group, reference, confidence):
         if seeds:
             pairs = [of_seed[s] for s in seeds], [of_reference[s] for s in seeds]
             differences[key] = {**paired_difference(*pairs, confidence), "seeds": seeds}
+            if key == "bbox/AP":
+                differences[key].update(_over_images(group, reference, seeds, confidence))
     seconds = list(_values(group, "seconds_per_iteration").values())
     memory = list(_values(group, "peak_memory_mib").values())
     ratios = [x for x in map(_start_gradient_ratio, group) if x is not None]
@@ -186,6 +193,16 @@ def _row(name, group, reference, confidence):
         "peak_memory_mib": max(memory) if memory else None,
         "start_gradient_ratio": statistics.fmean(ratios) if ratios else None,
     }
+
+
+def _over_images(group, reference, seeds, confidence):
+    drawn = [{r["seed"]: r.get("bootstrap") for r in runs} for runs in (group, reference)]
+    pairs = [[by_seed[seed] for seed in seeds] for by_seed in drawn]
+    if not all(values for side in pairs for values in side):
+        return {}
+    values, base = (np.array(side, dtype=float) for side in pairs)  # None becomes NaN
+    low, high = paired_interval(values, base, confidence)
+    return {"image_low": low, "image_high": high}
 
 
 def _start_gradient_ratio(run):

@@ -7,9 +7,10 @@ MASKS = {"segm/AP": "mask AP", "segm/AP50": "mask AP50"}
 def summary_table(rows):
     """A line for each row of :func:`~.summary.summarise`.
 
-    AP, its difference to the first variant and AP50 with what they spread over the seeds; the mean
-    AP of each class; the classification gradient over that of localisation before the first step,
-    at the heads' outputs; seconds per iteration as a ratio to the first variant; the most memory.
+    AP, its difference to the first variant and AP50 with what they spread over the seeds; that
+    difference over the test images, too, where it is known; the mean AP of each class; the
+    classification gradient over that of localisation before the first step, at the heads' outputs;
+    seconds per iteration as a ratio to the first variant; the most memory.
     What no row has is no column.
 
     Args:
@@ -28,6 +29,8 @@ def summary_table(rows):
             columns[title] = _cell_of(metric_cell, key)
             if key == "bbox/AP":
                 columns["difference (95 %)"] = _cell_of(difference_cell, key)
+                if any("image_low" in (r["differences"] or {}).get(key, {}) for r in rows):
+                    columns["over images (95 %)"] = _cell_of(over_images_cell, key)
     for key in present:
         task, dash, name = key.partition("/AP-")
         if dash:
@@ -76,6 +79,14 @@ def difference_cell(row, key):
     if difference["low"] is None:
         return f"{mean} (one seed: no interval)"
     return f"{mean} ({_signed(difference['low'])} to {_signed(difference['high'])})"
+
+
+def over_images_cell(row, key):
+    """The interval of the difference over test images that are drawn anew."""
+    difference = (row["differences"] or {}).get(key) or {}
+    if "image_low" not in difference:
+        return "-"
+    return f"{_signed(difference['image_low'])} to {_signed(difference['image_high'])}"
 
 
 def time_cell(row):

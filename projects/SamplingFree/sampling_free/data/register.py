@@ -97,7 +97,7 @@ def register_synthetic(name, split, setting="easy", root=None, **overrides):
 
     Args:
         name (str): the name to register.
-        split (str): "train" or "val".
+        split (str): "train", "val" or "test".
         setting (str): "easy" or "hard".
         root (str or None): the cache; else $SAMPLING_FREE_CACHE, else ~/.cache/sampling_free.
         **overrides: fields of ``SyntheticConfig``, for example num_classes or objects.

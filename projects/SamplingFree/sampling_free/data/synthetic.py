@@ -19,7 +19,7 @@ from .scene import Scene
 from .shapes import MAX_CLASSES, look, outline, render
 
 GENERATOR_VERSION = 1  # raise it with every change that alters a byte of the output
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SyntheticConfig:
 
     Attributes:
         num_classes: 1 to 240 combinations of shape, colour and texture.
-        train_images, val_images: number of images of the two splits.
+        train_images, val_images: number of images of "train", and of "val" and "test" each.
         image_size: range of height and of width in pixels, at least 32.
         objects: range of the number of objects in an image that is not empty.
         tail: class k is drawn in proportion to (k + 1) ** -tail; 0 is uniform.
@@ -119,7 +119,7 @@ def generate(config, split, folder):
 
     Args:
         config (SyntheticConfig): what to draw.
-        split: "train" or "val".
+        split: "train", "val" or "test".
         folder: the target; made if it is missing.
     """
     folder = Path(folder)
@@ -144,7 +144,7 @@ def generate(config, split, folder):
 
 
 def num_images(config, split):
-    """The number of images of a split, which is "train" or "val"."""
+    """The number of images of a split, which is "train", "val" or "test"."""
     if split not in SPLITS:
         raise BadInput(f"split={split!r}: a synthetic set has the splits {', '.join(SPLITS)}")
     return config.train_images if split == "train" else config.val_images
