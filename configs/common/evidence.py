@@ -42,15 +42,16 @@ hard_dataloader.test.dataset.names = hard("test")
 hard_dataloader.train.total_batch_size = 4
 
 
-def schedule(name):
-    """The training nodes of every run, of the short schedule; train.max_iter=800 is the long one.
+def schedule(name, max_iter):
+    """The training nodes of every run, of the short schedule; the long one is four times as long.
 
     Args:
         name (str): of the config, for the output folder.
+        max_iter (int): a tenth of them is the warm-up.
 
     Returns:
         tuple[DictConfig]: lr_multiplier, optimizer, train
     """
-    lr_multiplier, optimizer, train = demo_schedule(f"output/evidence_{name}", 0.02, max_iter=200)
+    lr_multiplier, optimizer, train = demo_schedule(f"output/evidence_{name}", 0.02, max_iter)
     lr_multiplier.warmup_length = 0.1
     return lr_multiplier, optimizer, train

@@ -14,4 +14,4 @@ from ..common.thin import thin
 
 model = thin(small_rcnn(without_masks(rcnn("mask_rcnn_fpn"))))
 model.roi_heads.num_classes = 3
-lr_multiplier, optimizer, train = schedule("faster_rcnn_bccd")
+lr_multiplier, optimizer, train = schedule("faster_rcnn_bccd", max_iter=200)

@@ -13,4 +13,4 @@ from ..common.thin import thin
 
 thin(model)
 model.num_classes = 3
-lr_multiplier, optimizer, train = schedule("fcos_bccd")
+lr_multiplier, optimizer, train = schedule("fcos_bccd", max_iter=200)

@@ -13,4 +13,4 @@ from ..common.thin import thin
 
 thin(model)
 model.num_classes = 3
-lr_multiplier, optimizer, train = schedule("retinanet_bccd")
+lr_multiplier, optimizer, train = schedule("retinanet_bccd", max_iter=200)
