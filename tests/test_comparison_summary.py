@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sampling_free.comparison.summary import label, paired_difference, show, spread, summarise
+from sampling_free.comparison.summary import (
+    label,
+    paired_difference,
+    show,
+    spread,
+    summarise,
+    verdict,
+)
 from sampling_free.comparison.table import summary_table
 from sampling_free.errors import BadInput
 
@@ -175,3 +182,39 @@ def test_records_of_before_have_names_too():
     assert label({"config": "a/b.py", "override": "model.guide=1.0"}) == "b:model.guide=1.0"
     assert label({"variant": "focal", "config": "a.py"}) == "focal"
     assert show([0.001, 0.001, 0.001]) == "0.001" and show([0.1, 0.2]) == "0.1, 0.2"
+
+
+def test_the_images_have_an_interval_of_their_own_where_every_run_of_the_pairs_kept_them():
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0, 3, 200)
+    runs = [record("a", s, 40.0 + s, bootstrap=(drawn + 40).tolist()) for s in (0, 1)]
+    runs += [record("b", s, 42.0 + s, bootstrap=(drawn + 42 + s).tolist()) for s in (0, 1)]
+    runs += [record("c", 0, 30.0, bootstrap=(drawn + 30).tolist()), record("c", 1, 31.0)]
+    _, b, c = summarise(runs)
+    found = b["differences"]["bbox/AP"]
+    # The images shift both variants alike: of the seeds' differences, 2 and 3, the mean is left.
+    assert (found["image_low"], found["image_high"]) == pytest.approx((2.5, 2.5))
+    assert "image_low" not in c["differences"]["bbox/AP"]
+    table = columns(runs)
+    assert table["b"]["over images (95 %)"] == "+2.5 to +2.5"
+    assert table["a"]["over images (95 %)"] == table["c"]["over images (95 %)"] == "-"
+
+
+@pytest.mark.parametrize(
+    "seeds, images, expected",
+    [
+        ((0.1, 2.0), (0.1, 3.0), "better"),
+        ((-2.0, -0.1), (-3.0, -0.1), "worse"),
+        ((-0.1, 2.0), (0.1, 3.0), "open"),
+        ((0.1, 2.0), (-0.1, 3.0), "open"),
+        ((0.1, 2.0), (-3.0, -0.1), "open"),
+        ((None, None), (0.1, 3.0), "open"),
+    ],
+)
+def test_better_is_what_is_so_by_the_seeds_and_by_the_images(seeds, images, expected):
+    difference = dict(zip(("low", "high", "image_low", "image_high"), (*seeds, *images)))
+    assert verdict(difference) == expected
+
+
+def test_without_a_difference_nothing_is_better():
+    assert verdict(None) == verdict({"low": 1.0, "high": 2.0}) == "open"

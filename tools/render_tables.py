@@ -19,11 +19,13 @@ from tabulate import tabulate
 
 from bench_tables import BENCH_TABLES
 from detector_names import DETECTORS
+from evidence_tables import EVIDENCE_TABLES
 from reliability_tables import RELIABILITY_TABLES
 
 DOCUMENTS = [
     "README.md",
     "MODEL_ZOO.md",
+    "docs/evidence.md",
     "docs/guides.md",
     "docs/imbalance.md",
     "docs/performance.md",
@@ -237,7 +239,7 @@ TABLES = {
         comparison,
     )
 }
-TABLES |= BENCH_TABLES | RELIABILITY_TABLES
+TABLES |= BENCH_TABLES | RELIABILITY_TABLES | EVIDENCE_TABLES
 # Of the lists in a file; else "runs".
 KEYS = {"comparison": "summary", **{name: name for name in RELIABILITY_TABLES}}
 
@@ -246,11 +248,15 @@ def read(path, key):
     """The list in a file of results.
 
     Args:
-        path (str): JSON, a list of records or what tools/compare.py writes; or CSV, whose rows are
-            dicts of text.
+        path (str): JSON, a list of records or what tools/compare.py writes; CSV, whose rows are
+            dicts of text; or a folder with one JSON a run.
         key (str): "runs" or "summary" of what tools/compare.py writes, or another list of a file
             that has several.
     """
+    if os.path.isdir(path):
+        from sampling_free.comparison.records import read_records  # as in comparison()
+
+        return read_records(path)
     with open(path, newline="") as f:
         if path.endswith(".csv"):
             return list(csv.DictReader(f))

@@ -130,6 +130,22 @@ def paired_difference(values, reference, confidence=0.95):
     return {"mean": mean, "low": low, "high": high, "values": differences}
 
 
+def verdict(difference):
+    """Whether a difference is more than chance, of the seeds and of the images.
+
+    Args:
+        difference (dict or None): of "bbox/AP" in a row's `differences`.
+
+    Returns:
+        str: "better" or "worse" where both intervals leave out zero on that side; else "open".
+    """
+    difference = difference or {}
+    ends = [difference.get(key) for key in ("low", "high", "image_low", "image_high")]
+    if None in ends:
+        return "open"
+    return "better" if min(ends) > 0 else "worse" if max(ends) < 0 else "open"
+
+
 def _student_t(quantile, freedom):
     try:
         from scipy import stats

@@ -1,0 +1,258 @@
+"""What docs/evidence.md compares: the blocks of runs, each one call of tools/compare.py.
+
+A block is made of the records so far, as some settings follow from earlier runs: the rate of a
+variant, the constant that is the mean of r, the best of several focal losses. What they need comes
+before them.
+"""
+
+import statistics
+from typing import Callable, NamedTuple
+
+RECORDS = "results/evidence/"
+FOLDER = "output/evidence"
+RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
+ADAMW_RATES = (0.00025, 0.0005, 0.001, 0.002, 0.004)  # as many, each twice the one before
+SEEDS = (0, 1, 2, 3, 4)
+SMOKE = (0, 1, 2)
+LONG = {"bccd": 800, "hard": 1600}  # iterations: four times the short schedule of the configs
+# (train, test): the rate is chosen on the first pair, what is reported comes from the second.
+SPLITS = {
+    "bccd": (("train", "val"), ("trainval", "test")),
+    "hard": (("train", "val"), ("train", "test")),
+}
+FULL, BCE, FOCAL = "sampling_free", "all_samples", "focal"
+GRADIENT, FROZEN = f"{FULL}:model.guide=gradient", f"{FULL}:model.guide=frozen"
+VARIANTS = {
+    FULL: "full method (guide `iteration`)",
+    GRADIENT: "guide `gradient` (ours)",
+    FROZEN: "guide `frozen`",
+    f"{FULL}:model.prior=per_class": "full method, a prior for each class (ours)",
+    BCE: "BCE, measured prior, not guided",
+    f"{BCE}:model.prior=0.01": "BCE, prior 0.01",
+    f"{BCE}:model.prior=0.5": "BCE, prior 0.5",
+    FOCAL: "focal loss",
+    "ohem": "OHEM",
+    "ghm": "GHM-C",
+}
+CONSTANT = "BCE, measured prior, times the mean r"
+TUNED = "focal loss, alpha and gamma tuned"
+# As many as there are rates; 0.25 and 2 is the usual one.
+ALPHAS_GAMMAS = ((0.25, 1.0), (0.25, 3.0), (0.5, 1.0), (0.5, 2.0), (0.75, 2.0))
+# Those that go on to the long schedule, the other box loss and AdamW.
+MAIN = (FULL, GRADIENT, BCE, FOCAL)
+# Of the paper's investigation: priors, and the constants that plain cross entropy is tried with.
+WEIGHTS = {
+    "0.5": (1, 0.1, 0.01, 0.001, 0.0001),
+    "0.01": (1, 0.1, 0.01, 0.001),
+    "auto": (1, 0.1, 0.01),
+    "1e-10": (1, 0.1, 0.01),
+}
+INVESTIGATED_AT = 0.02  # learning rate
+OTHERS = {"fcos": FOCAL, "atss": FOCAL, "faster_rcnn": "sampled"}  # and their baselines
+
+
+class Block(NamedTuple):
+    """
+    Attributes:
+        name (str): for --only.
+        words (callable): from all records so far to the arguments of tools/compare.py, without
+            places; None as long as an earlier block is missing.
+    """
+
+    name: str
+    words: Callable
+
+
+def config(detector, data, suffix=""):
+    """str: the file of a config."""
+    return f"configs/evidence/{detector}_{data}{suffix}.py"
+
+
+def blocks():
+    """list[Block]: all, the most telling first."""
+    rest = [v for v in VARIANTS if v not in MAIN]
+    first, then, last = [], [], []
+    for data in SPLITS:
+        path = config("retinanet", data)
+        first += [
+            Block(f"{data}-short", _fixed(path, MAIN, data)),
+            Block(f"{data}-tuned", _tuned(data)),
+            Block(f"{data}-constant", _constant(data)),
+            Block(f"{data}-long", _long(data, MAIN, SMOKE)),
+            Block(f"{data}-long-constant", _long_constant(data, SMOKE)),
+        ]
+        then.append(Block(f"{data}-rest", _fixed(path, rest, data, seeds=SMOKE)))
+    then.append(Block("investigation", _investigation))
+    for data in SPLITS:
+        then.append(Block(f"{data}-long-five", _long(data, MAIN, SEEDS)))
+        then.append(Block(f"{data}-long-constant-five", _long_constant(data, SEEDS)))
+    for data in SPLITS:
+        for detector, baseline in OTHERS.items():
+            pair = _fixed(config(detector, data), (FULL, baseline), data, seeds=SMOKE)
+            last.append(Block(f"{data}-{detector}", pair))
+        smooth = config("retinanet", data, "_smooth_l1")
+        last.append(Block(f"{data}-smooth-l1", _fixed(smooth, MAIN, data)))
+        adamw = _fixed(config("retinanet", data, "_adamw"), MAIN, data, ADAMW_RATES)
+        last.append(Block(f"{data}-adamw", adamw))
+    for data in SPLITS:
+        smooth = config("retinanet", data, "_smooth_l1")
+        last.append(Block(f"{data}-smooth-l1-rest", _fixed(smooth, rest, data, seeds=SMOKE)))
+        last.append(Block(f"{data}-long-rest", _long(data, rest, SMOKE)))
+    return [*first, *then, *last]
+
+
+def _words(path, variants, data, rates=(), seeds=SEEDS, extra=(), choose=True):
+    choosing, final = SPLITS[data]
+    words = ["--config-file", path, "--variants", *variants, "--seeds", *map(str, seeds)]
+    words += ["--rates", *map(str, rates)] if rates else []
+    words += ["--choose", *choosing] if choose else []
+    return [*words, "--final", *final, *extra]
+
+
+def _fixed(path, variants, data, rates=RATES, seeds=SEEDS):
+    return lambda records: _words(path, variants, data, rates, seeds)
+
+
+def _tuned(data):
+    def words(records):
+        rate = chosen_rate(records, data, FOCAL)
+        variants = [
+            f"{FOCAL}:model.focal_loss_alpha={alpha},model.focal_loss_gamma={gamma}"
+            for alpha, gamma in ALPHAS_GAMMAS
+        ]
+        path = config("retinanet", data)
+        return rate and _words(path, variants, data, [rate], extra=["--best-only"])
+
+    return words
+
+
+def _constant(data):
+    def words(records):
+        r = mean_ratio(finals(records, data, FULL))
+        path = config("retinanet", data)
+        return r and _words(path, [f"{BCE}:model.guide={r}"], data, RATES)
+
+    return words
+
+
+def _investigation(records):
+    variants = [
+        f"{BCE}:model.prior={prior},model.guide={weight}"
+        for prior, weights in WEIGHTS.items()
+        for weight in weights
+    ]
+    path, rates = config("retinanet", "hard"), [INVESTIGATED_AT]
+    return _words(path, [FULL, FOCAL, *variants], "hard", rates, SEEDS[:1], choose=False)
+
+
+def _long(data, variants, seeds):
+    """At the rates of the short schedule; what diverged there at every rate is left out."""
+
+    def words(records):
+        if not all(tried(records, data, v) for v in variants):
+            return None
+        rates = [chosen_rate(records, data, v) for v in variants]
+        known = [_with(v, f"optimizer.lr={rate}") for v, rate in zip(variants, rates) if rate]
+        return _long_words(data, known, seeds)
+
+    return words
+
+
+def _long_constant(data, seeds):
+    def words(records):
+        r = mean_ratio(finals(records, data, FULL, long=True))
+        short = [x for x in of_config(records, config("retinanet", data)) if is_constant(x)]
+        rate = chosen_rate(records, data, word_of(short[0])) if short else None
+        known = [f"{BCE}:model.guide={r},optimizer.lr={rate}"]
+        return _long_words(data, known, seeds) if r and rate else None
+
+    return words
+
+
+def _long_words(data, variants, seeds):
+    path, extra = config("retinanet", data), [f"train.max_iter={LONG[data]}"]
+    return _words(path, variants, data, seeds=seeds, extra=extra, choose=False)
+
+
+def _with(variant, override):
+    return f"{variant},{override}" if ":" in variant else f"{variant}:{override}"
+
+
+def word_of(record):
+    """str: a variant with its override, as on the command line, without its learning rate."""
+    parts = [x for x in (record["override"] or "").split(",") if x and "optimizer.lr=" not in x]
+    return ":".join([record["variant"], *[",".join(parts)] * bool(parts)])
+
+
+def is_constant(record):
+    """bool: whether it is BCE with the measured prior times a mean r."""
+    return word_of(record).startswith(f"{BCE}:model.guide=")
+
+
+def is_tuned(record):
+    """bool: whether it is focal loss with numbers of its own."""
+    return word_of(record).startswith(f"{FOCAL}:model.focal_loss_alpha=")
+
+
+def of_config(records, path):
+    """The records of one config.
+
+    Args:
+        records (list[dict]):
+        path (str): of :func:`config`.
+
+    Returns:
+        list[dict]
+    """
+    return [r for r in records if r["config"].endswith(path.rpartition("/")[2])]
+
+
+def tried(records, data, word, path=None):
+    """The runs that chose a learning rate, and those that diverged on the way.
+
+    Args:
+        records (list[dict]): all.
+        data (str): a key of SPLITS.
+        word (str): a variant, as of :func:`word_of`.
+        path (str or None): of a config; None for RetinaNet.
+
+    Returns:
+        list[dict]
+    """
+    mine = of_config(records, path or config("retinanet", data))
+    chosen_on = SPLITS[data][0][1]
+    return [r for r in mine if r["test_split"] == chosen_on and word_of(r) == word]
+
+
+def chosen_rate(records, data, word, path=None):
+    """float or None: of best AP on the split for choosing; None where none led to an AP."""
+    found = [r for r in tried(records, data, word, path) if r.get("bbox/AP") is not None]
+    return max(found, key=lambda r: r["bbox/AP"])["learning_rate"] if found else None
+
+
+def finals(records, data, word, long=False, path=None):
+    """The runs on the test set of one variant, at the rate that was chosen.
+
+    Args:
+        records, data, word, path: as of :func:`tried`.
+        long (bool): of the long schedule.
+
+    Returns:
+        list[dict]: one for each seed.
+    """
+    rate = chosen_rate(records, data, word, path)
+    mine = of_config(records, path or config("retinanet", data))
+    return [
+        r
+        for r in mine
+        if r["test_split"] == SPLITS[data][1][1]
+        and word_of(r) == word
+        and (r["max_iter"] == LONG[data]) == long
+        and (long or r["learning_rate"] == rate)
+    ]
+
+
+def mean_ratio(runs):
+    """float or None: r over the training, a mean over the runs, to three digits."""
+    values = [x for run in runs for x in (run.get("course") or {}).get("guide/r", []) if x]
+    return float(f"{statistics.fmean(values):.3g}") if values else None

@@ -1,0 +1,233 @@
+"""The tables of docs/evidence.md, from the records in results/evidence/."""
+
+import functools
+import os
+
+from tabulate import tabulate
+
+import evidence_plan as plan
+
+NOT_RUN = "not run"
+DATA = {"bccd": "BCCD", "hard": "80 classes"}
+DETECTORS = {"fcos": "FCOS", "atss": "ATSS", "faster_rcnn": "Faster R-CNN"}
+SETTINGS = {"_smooth_l1": "RetinaNet, the authors' box loss", "_adamw": "RetinaNet, AdamW"}
+OWN = "sampled", "biased sampling (Detectron2's)"
+
+
+def title(word):
+    """str: what a variant is called in a table."""
+    if word in plan.VARIANTS:
+        return plan.VARIANTS[word]
+    name, _, override = word.partition(":")
+    if name == plan.FOCAL:
+        alpha, gamma = (x.partition("=")[2] for x in override.split(","))
+        return f"focal loss, alpha {alpha}, gamma {gamma}"
+    if name == OWN[0]:
+        return OWN[1]
+    values = dict(x.removeprefix("model.").split("=") for x in override.split(","))
+    if "prior" not in values:
+        return f"BCE, measured prior, times the mean r of {values['guide']}"
+    return f"BCE, prior {values['prior']}, times {values['guide']}"
+
+
+def words_of(records, data):
+    """The variants of RetinaNet in the order of a table: those of the plan, then what followed.
+
+    Args:
+        records (list[dict]): all.
+        data (str): a key of ``plan.SPLITS``.
+
+    Returns:
+        list[str]
+    """
+    mine = plan.of_config(records, plan.config("retinanet", data))
+    tuned = [r for r in mine if plan.is_tuned(r) and r["test_split"] != plan.SPLITS[data][0][1]]
+    constant = [r for r in mine if plan.is_constant(r)]
+    return list(dict.fromkeys([*plan.VARIANTS, *map(plan.word_of, [*constant, *tuned])]))
+
+
+def variants(records, data, long=False):
+    """A row for each variant of RetinaNet: AP over the seeds, and its difference to the method."""
+    found = {w: plan.finals(records, data, w, long) for w in words_of(records, data)}
+    if long:  # the constant is the mean r of the long runs
+        found = {w: runs for w, runs in found.items() if runs or w in plan.VARIANTS}
+    return _compared(records, data, found, plan.config("retinanet", data))
+
+
+def _compared(records, data, found, path):
+    from sampling_free.comparison.summary import summarise, verdict
+    from sampling_free.comparison.table import difference_cell, metric_cell, over_images_cell
+
+    rows = summarise([run for runs in found.values() for run in runs])
+    by_word = {}
+    for row in rows:
+        by_word.setdefault(plan.word_of(row), []).append(row)
+    cells = []
+    for word in found:
+        if word not in by_word:
+            tried = plan.tried(records, data, word, path)
+            lost = tried and plan.chosen_rate(records, data, word, path) is None
+            cells.append([title(word), *["-"] * 6, "diverged at every rate" if lost else NOT_RUN])
+        for row in by_word.get(word, []):
+            at = f", threshold {row['test_score_thresh']:g}" * row["at_default_threshold"]
+            seeds = len(row["seeds"])
+            cells.append(
+                [
+                    title(word) + at,
+                    f"{found[word][0]['optimizer_lr']:g}",
+                    f"{seeds - len(row['diverged'])} of {seeds}" if row["diverged"] else seeds,
+                    metric_cell(row, "bbox/AP"),
+                    metric_cell(row, "bbox/AP50").partition(" (")[0],
+                    difference_cell(row, "bbox/AP"),
+                    over_images_cell(row, "bbox/AP"),
+                    "" if row["is_reference"] else verdict_cell(row, verdict),
+                ]
+            )
+    head = ["variant", "rate", "seeds", "AP", "AP50", "difference (95 %)"]
+    head += ["over images (95 %)", "verdict"]
+    return _table(head, cells)
+
+
+def verdict_cell(row, verdict):
+    if row["diverged"]:
+        return "diverged"
+    return verdict(row["differences"].get("bbox/AP"))
+
+
+def rates(records, data):
+    """AP on the split for choosing, one seed: a row for each variant, a column for each rate."""
+    cells = []
+    for word in words_of(records, data):
+        found = {r["learning_rate"]: r for r in plan.tried(records, data, word)}
+        if found:
+            aps = [_ap(found.get(rate)) for rate in plan.RATES]
+            cells.append([title(word), *aps])
+    return _table(["AP on val", *(f"rate {rate:g}" for rate in plan.RATES)], cells)
+
+
+def _ap(record):
+    if record is None:
+        return "-"
+    ap = record.get("bbox/AP")
+    return "diverged" if ap is None else f"{ap:.1f}"
+
+
+def tuning(records):
+    """AP on the split for choosing of each focal loss that was tried: a row for each data set."""
+    points = [(0.25, 2.0), *plan.ALPHAS_GAMMAS]
+    cells = []
+    for data in plan.SPLITS:
+        rate = plan.chosen_rate(records, data, plan.FOCAL)
+        row = [DATA[data], f"{rate:g}" if rate else "-"]
+        for alpha, gamma in points:
+            usual = (alpha, gamma) == points[0]
+            override = f":model.focal_loss_alpha={alpha},model.focal_loss_gamma={gamma}"
+            word = plan.FOCAL + override * (not usual)
+            found = {r["learning_rate"]: r for r in plan.tried(records, data, word)}
+            row.append(_ap(found.get(rate)))
+        cells.append(row)
+    return _table(["AP on val", "rate", *(f"{a:g}, {g:g}" for a, g in points)], cells)
+
+
+def investigation(records):
+    """A row for each prior, a column for each constant: AP over the seeds, or what diverged."""
+    mine = [r for r in _investigated(records)]
+    columns = max(plan.WEIGHTS.values(), key=len)
+    cells = []
+    for prior, weights in plan.WEIGHTS.items():
+        row = ["measured" if prior == "auto" else prior]
+        for weight in columns:
+            word = f"{plan.BCE}:model.prior={prior},model.guide={weight}"
+            row.append(_several([r for r in mine if plan.word_of(r) == word], weight in weights))
+        cells.append(row)
+    for word in (plan.FOCAL, plan.FULL):
+        runs = [r for r in mine if plan.word_of(r) == word]
+        cells.append([title(word), _several(runs), *[""] * (len(columns) - 1)])
+    return _table(["prior", *(f"times {weight:g}" for weight in columns)], cells)
+
+
+def _investigated(records):
+    mine = plan.of_config(records, plan.config("retinanet", "hard"))
+    split = plan.SPLITS["hard"][1][1]
+    return [
+        r
+        for r in mine
+        if r["learning_rate"] == plan.INVESTIGATED_AT
+        and r["test_split"] == split
+        and r["seed"] in plan.SEEDS[:1]
+    ]
+
+
+def _several(runs, planned=True):
+    """Mean AP and its range over the seeds; how many diverged."""
+    if not runs:
+        return NOT_RUN if planned else ""
+    aps = [r["bbox/AP"] for r in runs if r.get("bbox/AP") is not None]
+    lost = len(runs) - len(aps)
+    text = f"{sum(aps) / len(aps):.1f} ({min(aps):.1f} to {max(aps):.1f})" if aps else ""
+    told = f"{lost} of {len(runs)} diverged" if lost else ""
+    return ", ".join(x for x in (text, told) if x)
+
+
+def others(records, data):
+    """The other detectors: the method and the baseline of each, smoke: three seeds."""
+    parts = []
+    for detector, baseline in plan.OTHERS.items():
+        path = plan.config(detector, data)
+        parts.append((DETECTORS[detector], path, (plan.FULL, baseline)))
+    return _several_configs(records, data, parts)
+
+
+def settings(records, data):
+    """RetinaNet with the authors' box loss, and with AdamW."""
+    parts = [
+        (name, plan.config("retinanet", data, suffix), plan.MAIN)
+        for suffix, name in SETTINGS.items()
+    ]
+    return _several_configs(records, data, parts)
+
+
+def _several_configs(records, data, parts):
+    tables = []
+    for name, path, words in parts:
+        found = {w: plan.finals(records, data, w, path=path) for w in words}
+        tables.append(f"{name}:\n\n{_compared(records, data, found, path)}")
+    return "\n\n".join(tables)
+
+
+def runs(records):
+    """How many runs lie behind the page: a row for each config and schedule."""
+    counts = {}
+    for r in records:
+        stem = os.path.splitext(os.path.basename(r["config"]))[0]
+        row = counts.setdefault((stem, r["max_iter"]), [0, 0, 0, set()])
+        row[0] += 1
+        row[1] += bool(r.get("choosing"))
+        row[2] += bool(r.get("failed"))
+        row[3].add(r["device"])
+    cells = [
+        [f"`{stem}`", iterations, *numbers, "; ".join(sorted(devices))]
+        for (stem, iterations), (*numbers, devices) in sorted(counts.items())
+    ]
+    total = [sum(row[i] for row in counts.values()) for i in range(3)]
+    head = ["config", "iterations", "runs", "of which chose a rate", "diverged", "device"]
+    return _table(head, [*cells, ["all", "", *total, ""]])
+
+
+def _table(head, cells):
+    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
+
+
+EVIDENCE_TABLES = {
+    "evidence_runs": runs,
+    "evidence_tuning": tuning,
+    "evidence_investigation": investigation,
+}
+for _data in plan.SPLITS:
+    EVIDENCE_TABLES |= {
+        f"evidence_{_data}": functools.partial(variants, data=_data),
+        f"evidence_{_data}_long": functools.partial(variants, data=_data, long=True),
+        f"evidence_rates_{_data}": functools.partial(rates, data=_data),
+        f"evidence_others_{_data}": functools.partial(others, data=_data),
+        f"evidence_settings_{_data}": functools.partial(settings, data=_data),
+    }
