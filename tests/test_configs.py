@@ -112,7 +112,7 @@ def shapes(model):
 
 
 def test_all_configs_are_counted():
-    assert len(WHOLE) == 63
+    assert len(WHOLE) == 75
     assert len(BASELINES) == 28 and len(AUTHORS) == 24 and len(COCO_1X) == 40
     assert all(twin(p) in SAMPLING_FREE for p in BASELINES)
 
@@ -121,7 +121,7 @@ def test_every_part_in_common_is_used():
     texts = [p.read_text() for p in FOLDER.rglob("*.py")]
     parts = sorted(p.stem for p in (FOLDER / "common").glob("*.py"))
     unused = [p for p in parts if not any(re.search(rf"from \.+(common\.)?{p} ", t) for t in texts)]
-    assert len(parts) == 17 and unused == []
+    assert len(parts) == 19 and unused == []
 
 
 @cases(WHOLE)
@@ -313,7 +313,7 @@ def test_bccd_has_its_three_classes():
         assert num_classes_of(cfg.model) == 3 and list(names.classes) == ["RBC", "WBC", "Platelets"]
 
 
-@cases([p for p in WHOLE if "R_18" in p.name or p.parent.name == "demo"])
+@cases([p for p in WHOLE if "R_18" in p.name or p.parent.name in ("demo", "evidence")])
 def test_what_starts_from_random_weights_has_no_frozen_normalisation(path):
     cfg = config(path)
     model = without_weights(cfg.model)

@@ -252,6 +252,17 @@ def finals(records, data, word, long=False, path=None):
     ]
 
 
+def investigated(records):
+    """list[dict]: the records of the investigation."""
+    return [
+        r
+        for r in of_config(records, config("retinanet", "hard"))
+        if r["learning_rate"] == INVESTIGATED_AT
+        and r["test_split"] == SPLITS["hard"][1][1]
+        and r["seed"] in SEEDS[:1]
+    ]
+
+
 def mean_ratio(runs):
     """float or None: r over the training, a mean over the runs, to three digits."""
     values = [x for run in runs for x in (run.get("course") or {}).get("guide/r", []) if x]

@@ -130,43 +130,27 @@ def tuning(records):
 
 
 def investigation(records):
-    """A row for each prior, a column for each constant: AP over the seeds, or what diverged."""
-    mine = [r for r in _investigated(records)]
+    """A row for each prior, a column for each constant: AP of one seed, or that it diverged."""
+    mine = plan.investigated(records)
     columns = max(plan.WEIGHTS.values(), key=len)
     cells = []
     for prior, weights in plan.WEIGHTS.items():
         row = ["measured" if prior == "auto" else prior]
         for weight in columns:
             word = f"{plan.BCE}:model.prior={prior},model.guide={weight}"
-            row.append(_several([r for r in mine if plan.word_of(r) == word], weight in weights))
+            row.append(
+                _of_one_seed([r for r in mine if plan.word_of(r) == word], weight in weights)
+            )
         cells.append(row)
     for word in (plan.FOCAL, plan.FULL):
         runs = [r for r in mine if plan.word_of(r) == word]
-        cells.append([title(word), _several(runs), *[""] * (len(columns) - 1)])
+        cells.append([title(word), _of_one_seed(runs), *[""] * (len(columns) - 1)])
     return _table(["prior", *(f"times {weight:g}" for weight in columns)], cells)
 
 
-def _investigated(records):
-    mine = plan.of_config(records, plan.config("retinanet", "hard"))
-    split = plan.SPLITS["hard"][1][1]
-    return [
-        r
-        for r in mine
-        if r["learning_rate"] == plan.INVESTIGATED_AT
-        and r["test_split"] == split
-        and r["seed"] in plan.SEEDS[:1]
-    ]
-
-
-def _several(runs, planned=True):
-    """Mean AP and its range over the seeds; how many diverged."""
-    if not runs:
-        return NOT_RUN if planned else ""
-    aps = [r["bbox/AP"] for r in runs if r.get("bbox/AP") is not None]
-    lost = len(runs) - len(aps)
-    text = f"{sum(aps) / len(aps):.1f} ({min(aps):.1f} to {max(aps):.1f})" if aps else ""
-    told = f"{lost} of {len(runs)} diverged" if lost else ""
-    return ", ".join(x for x in (text, told) if x)
+def _of_one_seed(runs, planned=True):
+    """AP, or that it diverged."""
+    return _ap(runs[0]) if runs else NOT_RUN if planned else ""
 
 
 def others(records, data):

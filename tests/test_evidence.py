@@ -1,0 +1,273 @@
+"""What docs/evidence.md compares: the plan of its runs, and how tables and pictures follow."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+import compare
+import evidence
+import evidence_figures
+import evidence_plan as plan
+import evidence_tables
+from sampling_free.comparison.plan import runs_of_variants
+from sampling_free.config import load_config
+from sampling_free.datasets import load_dataset
+from sampling_free.errors import BadInput
+from sampling_free.estimate import estimate_prior
+from sampling_free.prior import optimal_prior
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs/evidence").glob("*.py"))
+RATE_OF = {plan.FULL: 0.08, plan.GRADIENT: 0.04, plan.BCE: 0.02, plan.FOCAL: 0.02}
+TUNED = f"{plan.FOCAL}:model.focal_loss_alpha=0.5,model.focal_loss_gamma=1.0"
+CONSTANT = f"{plan.BCE}:model.guide=0.12"
+
+
+def record(data, word, rate, seed, split, ap, **more):
+    """A record as tools/compare.py writes it; without ``ap`` it has diverged."""
+    variant, _, override = word.partition(":")
+    made = {
+        "config": plan.config("retinanet", data),
+        "variant": variant,
+        "override": override or None,
+        "learning_rate": rate,
+        "optimizer_lr": rate,
+        "seed": seed,
+        "train_split": "train",
+        "test_split": split,
+        "max_iter": 200,
+        "device": "a CPU",
+        "digest": "d",
+        "test_score_thresh": 0.001,
+        "course": {"iteration": [9, 19], "guide/r": [0.1, 0.14]},
+        **({"failed": "not finite"} if ap is None else {"bbox/AP": ap, "bbox/AP50": 2 * ap}),
+        **more,
+    }
+    if split == "val":
+        made["choosing"] = True
+    elif ap is not None:
+        made["bootstrap"] = [ap - 1, ap, ap + 1]
+    return made
+
+
+def made_up(data="bccd"):
+    """The four main variants: each is best at another rate; 30 to 33 AP at the end."""
+    found = []
+    for n, (word, best) in enumerate(RATE_OF.items()):
+        for rate in plan.RATES:
+            ap = 20.0 - abs(rate - best)
+            found.append(record(data, word, rate, 0, "val", ap))
+        found += [record(data, word, best, s, "test", 30.0 + n + s / 10) for s in plan.SEEDS]
+    return found
+
+
+def words_of(name, records):
+    (block,) = [b for b in plan.blocks() if b.name == name]
+    return block.words(records)
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def test_blocks_have_names_of_their_own_and_are_understood():
+    records = made_up("bccd") + made_up("hard")
+    names = [b.name for b in plan.blocks()]
+    assert len(set(names)) == len(names)
+    given = {b.name: b.words(records) for b in plan.blocks()}
+    known = {name: words for name, words in given.items() if words}
+    assert len(known) > len(names) / 2
+    for words in known.values():
+        assert compare.parse_args(words).variants
+    runs = sum(
+        len(a.variants) * len(a.seeds) + len(a.variants) * len(a.rates or []) * bool(a.choose)
+        for a in map(compare.parse_args, known.values())
+    )
+    assert runs > 150
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_of_the_plan_and_takes_its_variants(path):
+    records = made_up("bccd") + made_up("hard")
+    blocks = [b for b in plan.blocks() if b.name != "investigation"]  # other numbers of the same
+    calls = [compare.parse_args(words) for b in blocks if (words := b.words(records))]
+    mine = [a for a in calls if a.config_file.endswith(f"/{path.name}") and not a.overrides]
+    words = {word for args in mine for word in args.variants}
+    assert words >= {plan.FULL}
+    for run in runs_of_variants(str(path), sorted(words), []):
+        cfg = load_config(str(path), run.changes(), variant=run.variant)
+        with torch.device("meta"):
+            instantiate(cfg.model)
+        assert not cfg.train.clip_gradients.enabled
+
+
+def test_the_variants_that_are_asked_for():
+    words = set(words_of("bccd-short", [])) | set(words_of("bccd-rest", []))
+    assert set(plan.VARIANTS) <= words and len(plan.VARIANTS) == 10
+    assert len(plan.ALPHAS_GAMMAS) == len(plan.RATES) == len(plan.ADAMW_RATES) == 5
+
+
+def test_the_long_schedule_is_four_times_the_short_one():
+    for data, iterations in plan.LONG.items():
+        assert load_config(plan.config("retinanet", data), []).train.max_iter * 4 == iterations
+
+
+def test_a_rate_is_that_of_best_ap_on_the_split_for_choosing():
+    records = made_up()
+    assert {w: plan.chosen_rate(records, "bccd", w) for w in RATE_OF} == RATE_OF
+    assert plan.chosen_rate(records, "hard", plan.FULL) is None
+    assert plan.chosen_rate(records, "bccd", "ghm") is None
+    lost = [record("bccd", "ohem", rate, 0, "val", None) for rate in plan.RATES]
+    assert plan.chosen_rate(lost, "bccd", "ohem") is None
+    assert len(plan.tried(lost, "bccd", "ohem")) == 5
+
+
+def test_the_constant_is_the_mean_of_r_and_focal_loss_is_tuned_at_its_rate():
+    records = made_up()
+    assert words_of("bccd-constant", records)[3] == CONSTANT
+    assert words_of("bccd-constant", []) is None and words_of("bccd-tuned", []) is None
+    args = compare.parse_args(words_of("bccd-tuned", records))
+    assert args.best_only and args.rates == [RATE_OF[plan.FOCAL]] and len(args.variants) == 5
+
+
+def test_the_long_runs_have_the_rates_of_the_short_ones():
+    records = made_up()
+    args = compare.parse_args(words_of("bccd-long", records))
+    assert args.variants == [
+        plan._with(word, f"optimizer.lr={rate}") for word, rate in RATE_OF.items()
+    ]
+    assert args.overrides == ["train.max_iter=800"] and args.choose is None
+    without = [r for r in records if r["variant"] != plan.FOCAL]
+    assert words_of("bccd-long", without) is None, "it waits for all"
+    lost = [record("bccd", plan.FOCAL, rate, 0, "val", None) for rate in plan.RATES]
+    assert len(compare.parse_args(words_of("bccd-long", without + lost)).variants) == 3
+
+
+def test_final_runs_are_told_from_those_at_other_rates_and_lengths():
+    records = made_up()
+    other = record("bccd", plan.FULL, 0.02, 0, "test", 99.0)
+    long = record("bccd", f"{plan.FULL}:optimizer.lr=0.08", None, 0, "test", 50.0, max_iter=800)
+    found = plan.finals([*records, other, long], "bccd", plan.FULL)
+    assert [r["seed"] for r in found] == list(plan.SEEDS) and all(r["bbox/AP"] < 40 for r in found)
+    assert plan.finals([*records, other, long], "bccd", plan.FULL, long=True) == [long]
+
+
+def test_an_unknown_block_is_named_with_those_known():
+    with pytest.raises(BadInput, match="--only x: unknown block; known: bccd-short, "):
+        evidence.parse_args(["--only", "x"])
+
+
+def test_blocks_are_listed_as_calls_and_none_is_run(capsys, tmp_path):
+    args = evidence.parse_args(["--list", "--records", str(tmp_path), "--only", "bccd-short"])
+    assert evidence.evidence(args) == []
+    out = capsys.readouterr().out
+    assert out.startswith("bccd-short: python tools/compare.py --config-file configs/evidence/")
+    args = evidence.parse_args(["--records", str(tmp_path), "--only", "bccd-tuned"])
+    assert evidence.evidence(args) == []
+    assert "bccd-tuned: needs the runs of blocks before it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_imbalance_of_the_80_classes_is_great(tmp_path, monkeypatch, seed):
+    monkeypatch.setenv("SAMPLING_FREE_CACHE", str(tmp_path))
+    name = "dataloader.train.dataset.names"
+    path = plan.config("retinanet", "hard")
+    cfg = load_config(path, [f"{name}.train_images=200", f"{name}.name=hard_few"])
+    dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
+    mapper = instantiate(cfg.dataloader.train.mapper)
+    counts = estimate_prior(instantiate(cfg.model), dicts, mapper, progress=False)
+    assert counts.num_classes == 80
+    assert 1 / optimal_prior(counts.num_foreground, counts.num_valid, 80) >= 50_000
+
+
+# --- tables and pictures --------------------------------------------------------------------------
+
+
+def cells(table):
+    """The cells of a Markdown table, by the first one of their row."""
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_table_of_variants():
+    table = cells(evidence_tables.variants(made_up(), "bccd"))
+    full = table[plan.VARIANTS[plan.FULL]]
+    assert full[:2] == ["0.08", "5"] and full[2].startswith("30.2 ± 0.2 (30.0 to 30.4)")
+    bce = table[plan.VARIANTS[plan.BCE]]
+    # Two more with every seed, and with every drawing.
+    assert bce[4:] == ["+2.0 (+2.0 to +2.0)", "+2.0 to +2.0", "better"]
+    assert table["GHM-C"][-1] == "not run"
+    lost = [record("bccd", "ghm", rate, 0, "val", None) for rate in plan.RATES]
+    table = cells(evidence_tables.variants(made_up() + lost, "bccd"))
+    assert table["GHM-C"][-1] == "diverged at every rate"
+
+
+def test_what_followed_from_other_runs_has_rows_too():
+    more = [record("bccd", CONSTANT, 0.04, s, "test", 29.0 + s / 10) for s in plan.SEEDS]
+    more += [record("bccd", CONSTANT, 0.04, 0, "val", 20.0)]
+    more += [record("bccd", TUNED, 0.02, s, "test", 31.0 + s / 7) for s in plan.SEEDS]
+    more += [record("bccd", TUNED, 0.02, 0, "val", 20.0)]
+    table = cells(evidence_tables.variants(made_up() + more, "bccd"))
+    assert table["BCE, measured prior, times the mean r of 0.12"][-1] == "worse"
+    assert table["focal loss, alpha 0.5, gamma 1.0"][1] == "5"
+
+
+def test_the_table_of_rates():
+    lost = record("bccd", "ghm", 0.08, 0, "val", None)
+    table = cells(evidence_tables.rates([*made_up(), lost], "bccd"))
+    assert table[plan.VARIANTS[plan.FULL]] == ["19.9", "19.9", "19.9", "20.0", "20.0"]
+    assert table["GHM-C"] == ["-"] * 4 + ["diverged"] and "OHEM" not in table
+
+
+def test_the_table_of_the_investigation():
+    def run(prior, weight, ap):
+        word = f"{plan.BCE}:model.prior={prior},model.guide={weight}"
+        return record("hard", word, plan.INVESTIGATED_AT, 0, "test", ap)
+
+    records = [run("0.5", 1, None), run("0.5", 0.1, 3.0), run("auto", 1, 5.0)]
+    table = cells(evidence_tables.investigation(records))
+    assert table["0.5"][:3] == ["diverged", "3.0", "not run"]
+    assert table["measured"][:2] == ["5.0", "not run"] and table["measured"][3:] == ["", ""]
+
+
+def test_every_picture_is_drawn_of_what_there_is(tmp_path):
+    assert evidence_figures.figures([]) == {}
+    course = {
+        "iteration": [9, 19],
+        "guide/r": [0.1, 0.2],
+        "monitor/score/cls/foreground": [0.1, 0.5],
+        "monitor/score/cls/background": [0.01, 0.001],
+        "monitor/outputs/cls": [3.0, 1.0],
+        "monitor/ratio/cls": [0.3, 0.1],
+    }
+    records = [{**r, "course": course} for r in made_up("bccd") + made_up("hard")]
+    prior = evidence_figures.PRIORS[0]
+    records.append(record("hard", prior, plan.INVESTIGATED_AT, 0, "test", None, course=course))
+    kinds = itertools.product(("rates", "ratio", "scores", "gradients"), plan.SPLITS)
+    wanted = {f"{kind}_{data}.svg" for kind, data in kinds} | {"investigation.svg"}
+    assert set(evidence_figures.figures(records)) == wanted
+
+
+# --- what was found -------------------------------------------------------------------------------
+
+PAGE = ROOT / "docs" / "evidence.md"
+
+
+def test_the_page_names_every_table_and_picture():
+    text = PAGE.read_text()
+    for name in evidence_tables.EVIDENCE_TABLES:
+        assert f"<!-- table {name} results/evidence -->" in text
+    shown = set(re.findall(r"\]\(evidence/(\w+\.svg)\)", text))
+    assert shown == {p.name for p in (ROOT / "docs" / "evidence").glob("*.svg")}
+
+
+def test_every_number_of_the_readmes_findings_is_on_the_page():
+    text = (ROOT / "README.md").read_text()
+    findings = text.partition("## Does it hold?")[2].partition("\n## ")[0]
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", findings, flags=re.S)
+    numbers = [x.rstrip(".,") for x in re.findall(r"[+-]?\d[\d,.]*", prose)]
+    page = PAGE.read_text()
+    assert len(numbers) > 10 and [x for x in numbers if x not in page] == []
