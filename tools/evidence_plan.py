@@ -48,6 +48,16 @@ WEIGHTS = {
     "1e-10": (1, 0.1, 0.01),
 }
 INVESTIGATED_AT = 0.02  # learning rate
+# What tells the parts of focal loss apart, on the 80 classes: the prior, the focusing, and the
+# running normaliser of Detectron2's RetinaNet. The prior is that of tools/estimate_prior.py.
+HARD_PRIOR = 1.75e-5
+STOCK_BCE = f"{FOCAL}:model.focal_loss_gamma=0,model.focal_loss_alpha=-1"
+PARTS = {
+    f"{FOCAL}:model.head.prior_prob={HARD_PRIOR}": "focal loss, measured prior",
+    f"{STOCK_BCE},model.head.prior_prob={HARD_PRIOR}": "Detectron2's BCE, measured prior",
+    f"{STOCK_BCE},model.head.prior_prob=0.01": "Detectron2's BCE, prior 0.01",
+}
+PARTS_RATES = (0.01, 0.02, 0.04)
 OTHERS = {"fcos": FOCAL, "atss": FOCAL, "faster_rcnn": "sampled"}  # and their baselines
 
 
@@ -82,7 +92,8 @@ def blocks():
             Block(f"{data}-long-constant", _long_constant(data, SMOKE)),
         ]
         then.append(Block(f"{data}-rest", _fixed(path, rest, data, seeds=SMOKE)))
-    then.append(Block("investigation", _investigation))
+    parts = _fixed(config("retinanet", "hard"), PARTS, "hard", PARTS_RATES, SMOKE)
+    then += [Block("parts", parts), Block("investigation", _investigation)]
     for data in SPLITS:
         then.append(Block(f"{data}-long-five", _long(data, MAIN, SEEDS)))
         then.append(Block(f"{data}-long-constant-five", _long_constant(data, SEEDS)))

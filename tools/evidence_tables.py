@@ -16,8 +16,8 @@ OWN = "sampled", "biased sampling (Detectron2's)"
 
 def title(word):
     """str: what a variant is called in a table."""
-    if word in plan.VARIANTS:
-        return plan.VARIANTS[word]
+    if word in plan.VARIANTS or word in plan.PARTS:
+        return plan.VARIANTS.get(word) or plan.PARTS[word]
     name, _, override = word.partition(":")
     if name == plan.FOCAL:
         alpha, gamma = (x.partition("=")[2] for x in override.split(","))
@@ -52,6 +52,13 @@ def variants(records, data, long=False):
     if long:  # the constant is the mean r of the long runs
         found = {w: runs for w, runs in found.items() if runs or w in plan.VARIANTS}
     return _compared(records, data, found, plan.config("retinanet", data))
+
+
+def parts(records):
+    """RetinaNet on the 80 classes: what of focal loss does it; short schedule."""
+    words = [plan.FULL, plan.BCE, f"{plan.BCE}:model.prior=0.01", plan.FOCAL, *plan.PARTS]
+    found = {w: plan.finals(records, "hard", w) for w in words}
+    return _compared(records, "hard", found, plan.config("retinanet", "hard"))
 
 
 def _compared(records, data, found, path):
@@ -205,6 +212,7 @@ def _table(head, cells):
 EVIDENCE_TABLES = {
     "evidence_runs": runs,
     "evidence_tuning": tuning,
+    "evidence_parts": parts,
     "evidence_investigation": investigation,
 }
 for _data in plan.SPLITS:
