@@ -268,6 +268,32 @@ def test_a_save_that_breaks_off_leaves_the_checkpoint_before_it(tmp_path, monkey
     assert [p.name for p in tmp_path.glob("*.pth")] == ["model_best.pth"]
 
 
+def test_a_process_that_writes_nothing_leaves_what_another_writes(tmp_path, monkeypatch):
+    first, second = (
+        NamingCheckpointer(torch.nn.Linear(2, 2), str(tmp_path), save_to_disk=writes)
+        for writes in (True, False)
+    )
+    write = torch.save
+
+    def slow(data, f):
+        write(data, f)
+        second.save("model_0000005")  # the other process gets there meanwhile
+
+    monkeypatch.setattr(torch, "save", slow)
+    first.save("model_0000005", mark=1)
+    assert load(tmp_path / "model_0000005.pth")["mark"] == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"last_checkpoint", "model_0000005.pth"}
+
+
+def test_a_folder_may_be_named_like_an_unfinished_file(tmp_path):
+    folder = tmp_path / "run.unfinished"
+    folder.mkdir()
+    checkpointer = NamingCheckpointer(torch.nn.Linear(2, 2), str(folder))
+    checkpointer.save("model_final")
+    assert [p.name for p in folder.glob("*.pth")] == ["model_final.pth"]
+    assert checkpointer.get_checkpoint_file() == str(folder / "model_final.pth")
+
+
 def test_an_interrupt_while_saving_is_an_interrupt(tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         # What torch's writer makes of it when it closes its file.

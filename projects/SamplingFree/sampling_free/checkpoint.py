@@ -137,6 +137,8 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
 
     def save(self, name, **kwargs):
         """As Detectron2's, but the file appears under its name only when it is whole."""
+        if not self.save_to_disk:  # another process may be amid writing this very file
+            return
         try:
             super().save(f"{name}{UNFINISHED}", **kwargs)
         except RuntimeError as e:
@@ -150,7 +152,7 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename):
         unfinished = os.path.join(self.save_dir, last_filename_basename)
-        finished = unfinished.replace(UNFINISHED, "")
+        finished = os.path.join(self.save_dir, last_filename_basename.replace(UNFINISHED, ""))
         with open(unfinished, "rb") as f:
             os.fsync(f.fileno())  # else the name may outlive a power cut, and the content not
         os.replace(unfinished, finished)
