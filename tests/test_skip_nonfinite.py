@@ -325,6 +325,18 @@ def test_a_resumed_run_counts_on(tmp_path):
     assert again._trainer.num_skipped == 2 and again._trainer.num_skipped_in_a_row == 0
 
 
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_a_resumed_run_that_may_skip_less_than_it_has_stops_at_the_next(skip):
+    before = make(tiny_retinanet(prior=0.01), skip=3)
+    Poison(before.model, "loss", {0, 1})
+    train(before, 2)
+    resumed = make(tiny_retinanet(prior=0.01), skip=skip)
+    resumed.load_state_dict(before.state_dict())
+    Poison(resumed.model, "loss", set(range(9)))
+    assert "; the 2 before it were skipped, see train.skip_nonfinite" in stopped(resumed, 9)
+    assert resumed.iter == 0 and resumed.num_skipped == 2
+
+
 def test_a_checkpoint_from_before_has_skipped_nothing(tmp_path):
     config = write_config(tmp_path)
     run_until(4, config, "train.max_iter=6")

@@ -137,7 +137,7 @@ class PrecisionTrainer(SimpleTrainer):
 
     def _skip(self, error):
         """Counts a batch that is left out; raises the error if it is one too many in a row."""
-        if self.num_skipped_in_a_row == self.skip_nonfinite:
+        if self.num_skipped_in_a_row >= self.skip_nonfinite:  # resumed, it may be more
             raise NonFiniteLoss(f"{error}; {self._way_out()}") from error
         self.num_skipped += 1
         self.num_skipped_in_a_row += 1
@@ -148,8 +148,10 @@ class PrecisionTrainer(SimpleTrainer):
         )
 
     def _way_out(self):
-        if self.skip_nonfinite:
-            return f"the {self.skip_nonfinite} before it were skipped, see train.skip_nonfinite"
+        if self.num_skipped_in_a_row:
+            return (
+                f"the {self.num_skipped_in_a_row} before it were skipped, see train.skip_nonfinite"
+            )
         return "train.skip_nonfinite=N skips up to N such batches in a row"
 
     def after_backward(self):
