@@ -26,6 +26,7 @@ def weights():
         "matching_heuristics": True,
         "numbers": [np.float64(3), np.int64(1), np.float16(1), 2**70, -1.5, 1j, None, np.bool_(1)],
         "arrays": [np.array([True]), np.zeros(3, ">f4"), np.asfortranarray(np.ones((2, 3)))],
+        "axes": [np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2), np.ones((4, 6))[:, ::2]],
         "empty": [np.zeros((0, 4)), np.array(3), b"", "", {}, [], ()],
         "containers": ({1, 2}, frozenset("a"), b"\xff\x00", "\u00e9", (1, [2, {3: 4}])),
     }

@@ -90,9 +90,9 @@ class _Scalar(_StandIn):
 
 
 class _Buffer(_StandIn):
-    """For an array of protocol 5."""
+    """For an array of protocol 5; the order of its axes is numpy 2.4's."""
 
-    def __new__(cls, buffer, dtype, shape, order):
+    def __new__(cls, buffer, dtype, shape, order, axis_order=None):
         _require_numbers(dtype, buffer)
         return super().__new__(cls)
 
