@@ -29,13 +29,14 @@ from tiny_run import (
     write_config,
 )
 from torch import nn
+from torch.torch_version import TorchVersion
 from yaml_files import zoo
 
 import check_imbalance
 import demo
 import pick_threshold
 import train_net
-from sampling_free import preflight
+from sampling_free import checkpoint, preflight
 from sampling_free.checkpoint import NamingCheckpointer, load_trained
 from sampling_free.comparison.report import write_report
 from sampling_free.config import load_config
@@ -138,6 +139,38 @@ class TestWeights:
         assert "argparse.Namespace in it" in line and line.endswith(WAY_OUT)
         rest = NamingCheckpointer(nn.Linear(3, 2), allow_pickle=True).load(path)
         assert rest["args"].lr == 0.1
+
+    def test_with_values_of_numpy_are_read_where_the_line_says_so(self, tmp_path):
+        content = {"model": arrays(nn.Linear(3, 2)), "epoch": np.float64(3), "__author__": "x"}
+        NamingCheckpointer(nn.Linear(3, 2)).load(write(tmp_path / "a.pkl", content))
+        for more in ({"epoch": np.float64(3)}, {"mean": np.ones(3)}):
+            content = {"model": nn.Linear(3, 2).state_dict(), **more}
+            path = write(tmp_path / "a.pth", content)
+            line = refusal(NamingCheckpointer(nn.Linear(3, 2)).load, path)
+            assert "numpy" in line and "tensors, Python's numbers and plain containers are" in line
+
+    def test_of_an_old_pytorch_are_warned_of_once(self, tmp_path, monkeypatch):
+        content = {"model": nn.Linear(3, 2).state_dict()}
+        path = write(tmp_path / "a.pth", content)
+        write(tmp_path / "a.pyth", {"model_state": content["model"]})
+        pkl = write(tmp_path / "a.pkl", {"model": arrays(nn.Linear(3, 2)), "__author__": "x"})
+
+        def warnings(version, *paths, save_dir="", **kwargs):
+            checkpoint._warn_of_old_pytorch.cache_clear()
+            monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+            with log_lines() as lines:
+                for path in paths:
+                    NamingCheckpointer(nn.Linear(3, 2), save_dir, **kwargs).load(path)
+            return lines
+
+        for version in ("2.3.1+cu121", "2.5.1", "2.9.0"):
+            (line,) = warnings(version, path, path, str(tmp_path / "a.pyth"))
+            assert f"PyTorch {version}: a forged file could run code" in line
+        (line,) = warnings("2.5.1", str(tmp_path / "a.pyth"))
+        assert not warnings("2.5.1", pkl)
+        assert not warnings("2.5.1", path, allow_pickle=True)
+        assert not warnings("2.5.1", path, save_dir=str(tmp_path))  # the run's own
+        assert not warnings("2.10.0", path) and not warnings("2.11.0+cu130", path)
 
     def test_that_are_torn_are_not_recommended(self, tmp_path):
         path = Path(write(tmp_path / "torn.pth", {"model": nn.Linear(3, 2).state_dict()}))

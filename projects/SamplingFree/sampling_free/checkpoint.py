@@ -1,11 +1,12 @@
 """Detectron2's checkpointer, with one clear line where a checkpoint is missing or does not fit.
 
-A file of weights may come from anywhere, and an unpickler does whatever a file says. So tensors,
-arrays, numbers and plain containers are read, and anything else only where ``allow_pickle`` says
-that the file is trusted.
+A file of weights may come from anywhere, and an unpickler does whatever a file says. So tensors
+(in a .pkl arrays), numbers and plain containers are read, and anything else only where
+``allow_pickle`` says that the file is trusted.
 """
 
 import contextlib
+import functools
 import glob
 import logging
 import os
@@ -49,6 +50,10 @@ UNREADABLE = (
 
 # What PyTorch's unpickler and ours call a name that they do not admit.
 NOT_PLAIN = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
+
+
+# From here on no way around ``weights_only`` is known.
+SAFE_PYTORCH = "2.10"
 
 
 class CannotFetch(BadInput):
@@ -105,9 +110,10 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         except UNREADABLE as e:
             named = NOT_PLAIN.search(str(e))
             if named and not self.allow_pickle:
+                kinds = "arrays, numbers" if path.endswith(".pkl") else "tensors, Python's numbers"
                 raise BadInput(
-                    f"{path}: refused, as {named[1]} in it could run code; tensors, arrays, "
-                    "numbers and plain containers are read. If you trust where it comes from: "
+                    f"{path}: refused, as {named[1]} in it could run code; {kinds} "
+                    "and plain containers are read. If you trust where it comes from: "
                     "--allow-pickle, or train.allow_pickle=True"
                 ) from e
             if "parameter group" in str(e):  # of PyTorch's optimizers
@@ -170,7 +176,9 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
             if filename.endswith(".pkl"):
                 with self.path_manager.open(filename, "rb") as f:
                     require_plain(f)
-            elif filename.endswith(".pyth"):
+            elif not self.save_dir or os.path.dirname(filename) != self.save_dir:
+                _warn_of_old_pytorch(torch.__version__)
+            if filename.endswith(".pyth"):
                 PlainCheckpointer._load_file(self, filename)
         return super()._load_file(filename)
 
@@ -227,6 +235,16 @@ def _parameters(keys):
     """The keys without those that come and go with versions, or that only training needs."""
     ignored = ("num_batches_tracked", "pixel_mean", "pixel_std")
     return [k for k in keys if not k.endswith(ignored) and not {"guide", "ghm"} & set(k.split("."))]
+
+
+@functools.lru_cache(None)  # once
+def _warn_of_old_pytorch(version):
+    if version < SAFE_PYTORCH:
+        logger.warning(
+            f"Weights from elsewhere, read by PyTorch {version}: a forged file could run code all "
+            "the same (CVE-2025-32434 before 2.6, CVE-2026-24747 before 2.10); update PyTorch, or "
+            "load only what you trust"
+        )
 
 
 def _first_line(error):
