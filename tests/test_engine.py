@@ -11,6 +11,7 @@ from tiny_run import FOCAL, load, log_lines, metrics, run, run_until, same, trai
 
 from sampling_free.engine import LazyTrainer, evaluate_only
 from sampling_free.errors import BadInput, NonFiniteLoss
+from sampling_free.hooks import StatefulBestCheckpointer
 
 STEPS = """
 from fvcore.common.param_scheduler import MultiStepParamScheduler
@@ -216,7 +217,8 @@ class Scripted(LazyTrainer):
     """Evaluations with given scores, by the number of iterations done."""
 
     def test(self, cfg, model):
-        return {"bbox": {"AP": SCORES[min(self.iter + 1, self.max_iter)]}}
+        score = SCORES[min(self.iter + 1, self.max_iter)]
+        return {"bbox": {"AP": score, "AP50": 10 * score}}
 
 
 def scripted(monkeypatch):
@@ -240,6 +242,40 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path, monkeypatc
 def test_a_resumed_run_remembers_the_best_score(tmp_path, monkeypatch, stop):
     config, overrides = write_config(tmp_path), scripted(monkeypatch)
     run_until(stop, config, *overrides)
+    run(config, *overrides, resume=True)
+    assert best_iteration(tmp_path) == 3
+
+
+def test_the_score_of_another_metric_is_not_remembered(tmp_path, monkeypatch):
+    config, overrides = write_config(tmp_path), scripted(monkeypatch)
+    run_until(6, config, *overrides, "train.best_metric=bbox/AP50")
+    with log_lines() as lines:
+        run(config, *overrides, resume=True)
+    assert best_iteration(tmp_path) == 8  # of 5.0 and 6.0; the 70 were of the other
+    assert len([x for x in lines if "best_metric=bbox/AP, begun with bbox/AP50" in x]) == 1
+
+
+def test_a_score_that_was_not_asked_for_is_not_the_best(tmp_path, monkeypatch):
+    # It comes with the storage of the checkpoint, and evaluations are rarer than checkpoints.
+    config, overrides = write_config(tmp_path), scripted(monkeypatch)
+    overrides += ["train.eval_period=4", "train.checkpointer.period=3"]
+    run_until(6, config, *overrides, "train.best_metric=bbox/AP50")
+    made = trainer(config, *overrides, resume=True)
+    (hook,) = (x for x in made._hooks if isinstance(x, StatefulBestCheckpointer))
+    found, step = [], made.run_step
+    made.run_step = lambda: found.append(hook.state_dict()) or step()
+    made.train()
+    assert found == 2 * [{"metric": "bbox/AP", "best_metric": None, "best_iter": None}]
+    assert best_iteration(tmp_path) == 8
+
+
+def test_a_best_score_without_a_name_is_taken(tmp_path, monkeypatch):
+    config, overrides = write_config(tmp_path), scripted(monkeypatch)
+    run_until(6, config, *overrides)
+    path = tmp_path / "out" / "model_0000005.pth"
+    saved = load(path)
+    del saved["trainer"]["hooks"]["StatefulBestCheckpointer"]["metric"]
+    torch.save(saved, path)
     run(config, *overrides, resume=True)
     assert best_iteration(tmp_path) == 3
 

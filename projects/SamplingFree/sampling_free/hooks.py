@@ -19,23 +19,32 @@ logger = logging.getLogger(__name__)
 
 
 class StatefulBestCheckpointer(BestCheckpointer):
-    """Detectron2's, but a resumed run remembers the best score so far."""
+    """Detectron2's, but a resumed run remembers the best score so far, if it is of its metric."""
 
     def state_dict(self):
         best = self.best_metric, self.best_iter
         storage = getattr(self.trainer, "storage", None)
         latest = storage.latest().get(self._val_metric) if storage else None
-        # The checkpoint of a new best score is written before the score is taken over.
+        # The checkpoint of a new best score is written before the score is taken over. One from
+        # before the resume has had its turn, or was not asked for then.
         if (
             latest
+            and latest[1] >= self.trainer.start_iter - 1
             and math.isfinite(latest[0])
             and (best[0] is None or self._compare(latest[0], best[0]))
         ):
             best = latest
-        return {"best_metric": best[0], "best_iter": best[1]}
+        return {"metric": self._val_metric, "best_metric": best[0], "best_iter": best[1]}
 
     def load_state_dict(self, state):
-        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+        before = state.get("metric", self._val_metric)  # earlier versions kept no name
+        if before == self._val_metric:
+            self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+        else:
+            logger.warning(
+                f"Resumed with train.best_metric={self._val_metric}, begun with {before}: the best "
+                "model is looked for anew from here on."
+            )
 
 
 class KeepingCheckpointer(PeriodicCheckpointer):
