@@ -129,6 +129,19 @@ def sum_over_processes(*scalars):
     return totals, world_size
 
 
+def share_of_count(count):
+    """
+    Args:
+        count (Tensor): of this process' samples, scalar.
+
+    Returns:
+        Tensor: float64 scalar > 0: what a sum over them is divided by, so that the gradients which
+        DistributedDataParallel averages are those of the mean over the samples of all processes.
+    """
+    (total,), world_size = sum_over_processes(count)
+    return total.clamp(min=1) / world_size
+
+
 def num_processes():
     """Processes of the training, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

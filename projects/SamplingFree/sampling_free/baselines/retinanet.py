@@ -14,6 +14,7 @@ from detectron2.utils.events import get_event_storage
 
 from ..classification_loss import sigmoid_bce_all
 from ..detectors.box_loss import dense_box_loss
+from ..guided_loss import share_of_count, sum_over_processes
 from .ghm import BINS, GHMC, MOMENTUM
 from .ohem import hard_anchors, require_hard
 
@@ -53,7 +54,8 @@ class OHEMRetinaNet(RetinaNet):
 
         Returns:
             dict[str, Tensor]: "loss_cls" and "loss_box_reg", sums divided by the number of hard
-            anchors of the batch. The event storage gets the number of foreground ones among them.
+            anchors of the batch, which is that of all processes. The event storage gets the number
+            of foreground ones among them.
         """
         labels, logits = torch.stack(gt_labels), cat(pred_logits, dim=1)
         hard = hard_anchors(
@@ -69,11 +71,11 @@ class OHEMRetinaNet(RetinaNet):
         foreground = hard & (labels != self.num_classes)
         num_pos_anchors = foreground.sum().item() / len(labels)
         get_event_storage().put_scalar("num_pos_anchors", num_pos_anchors)
-        num_or_1 = hard.sum().clamp(min=1)
+        normalizer = share_of_count(hard.sum()).float()
         loss_box = dense_box_loss(self, anchors, pred_anchor_deltas, gt_boxes, foreground)
         return {
-            "loss_cls": sigmoid_bce_all(logits[hard], labels[hard]) / num_or_1,
-            "loss_box_reg": loss_box / num_or_1,
+            "loss_cls": sigmoid_bce_all(logits[hard], labels[hard]) / normalizer,
+            "loss_box_reg": loss_box / normalizer,
         }
 
 
@@ -81,8 +83,9 @@ class OHEMRetinaNet(RetinaNet):
 class GHMRetinaNet(RetinaNet):
     """Detectron2's RetinaNet with GHM-C over every anchor that is not ignored; see ghm.py.
 
-    The box loss is Detectron2's. ``focal_loss_alpha`` and ``focal_loss_gamma`` are accepted, as
-    every RetinaNet config has them, and unused.
+    The box loss is Detectron2's, but its running normaliser is of all processes together.
+    ``focal_loss_alpha`` and ``focal_loss_gamma`` are accepted, as every RetinaNet config has them,
+    and unused.
     """
 
     @configurable
@@ -106,12 +109,15 @@ class GHMRetinaNet(RetinaNet):
         """
         labels = torch.stack(gt_labels)
         foreground = (labels >= 0) & (labels != self.num_classes)
-        num_foreground = foreground.sum().item()
-        get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(labels))
-        normalizer = self._ema_update("loss_normalizer", max(num_foreground, 1), 100)
+        num_foreground = foreground.sum()
+        (total,), num_processes = sum_over_processes(num_foreground)
+        num_pos_anchors = num_foreground.item() / len(labels)
+        get_event_storage().put_scalar("num_pos_anchors", num_pos_anchors)
+        running = self._ema_update("loss_normalizer", max(total.item(), 1), 100)
         labels_of_levels = labels.split([x.shape[1] for x in pred_logits], dim=1)
         loss_box = dense_box_loss(self, anchors, pred_anchor_deltas, gt_boxes, foreground)
         return {
             "loss_cls": self.ghm(pred_logits, labels_of_levels),
-            "loss_box_reg": loss_box / normalizer,
+            # DistributedDataParallel averages the gradients over processes, hence their number.
+            "loss_box_reg": loss_box / (running / num_processes),
         }

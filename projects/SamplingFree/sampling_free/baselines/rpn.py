@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 
 from ..detectors.box_loss import dense_box_loss
 from ..detectors.rpn import one_class
+from ..guided_loss import share_of_count
 from .ghm import BINS, GHMC, MOMENTUM
 from .ohem import NMS_THRESH, hard_anchors, require_hard
 
@@ -90,10 +91,10 @@ class OHEMRPN(EveryAnchor, RPN):
 class GHMRPN(EveryAnchor, RPN):
     """Detectron2's RPN with GHM-C over every anchor that is not ignored; see ghm.py.
 
-    The box loss is a mean over the foreground anchors, summed over the four coordinates, as in a
-    RetinaNet: Detectron2 divides by the number of sampled anchors, which there are none of.
-    ``batch_size_per_image`` and ``positive_fraction`` are accepted, as every RPN config has them,
-    and unused.
+    The box loss is a mean over the foreground anchors of all processes, summed over the four
+    coordinates, as in a RetinaNet: Detectron2 divides by the number of sampled anchors, which
+    there are none of. ``batch_size_per_image`` and ``positive_fraction`` are accepted, as every RPN
+    config has them, and unused.
     """
 
     @configurable
@@ -129,9 +130,9 @@ class GHMRPN(EveryAnchor, RPN):
         """
         gt_labels = torch.stack(gt_labels)  # (N, R)
         num_images, foreground = len(gt_labels), gt_labels == 1
-        num_foreground = foreground.sum().item()
+        num_foreground = foreground.sum()
         storage = get_event_storage()
-        storage.put_scalar("rpn/num_pos_anchors", num_foreground / num_images)
+        storage.put_scalar("rpn/num_pos_anchors", num_foreground.item() / num_images)
         storage.put_scalar("rpn/num_neg_anchors", (gt_labels == 0).sum().item() / num_images)
         sizes = [x.shape[1] for x in pred_objectness_logits]
         loss_box = dense_box_loss(self, anchors, pred_anchor_deltas, gt_boxes, foreground)
@@ -140,6 +141,6 @@ class GHMRPN(EveryAnchor, RPN):
                 [x.unsqueeze(2) for x in pred_objectness_logits],
                 one_class(gt_labels).split(sizes, dim=1),
             ),
-            "loss_rpn_loc": loss_box / max(num_foreground, 1),
+            "loss_rpn_loc": loss_box / share_of_count(num_foreground).item(),
         }
         return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
