@@ -11,7 +11,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from PIL import Image
+from PIL import Image, features
 
 from sampling_free import loader as loader_module
 from sampling_free.errors import BadInput
@@ -163,6 +163,29 @@ def test_an_unreadable_image_stops_with_one_line_that_names_it(error):
 def test_what_else_pillow_raises_is_an_unreadable_image(error):
     with pytest.raises(BadInput, match="4.png: cannot be read"):
         batches(5, mapper=fails_on(4, error=error))
+
+
+def test_a_broken_avif_is_an_unreadable_image(tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    path = tmp_path / "4.avif"
+    record = {"file_name": str(path), "height": 48, "width": 64, "annotations": []}
+    Image.new("RGB", (64, 48), "gray").save(path)
+    read = ReadOrName(DatasetMapper(True, augmentations=[], image_format="BGR"))
+    assert read(record)["image"].shape == (3, 48, 64)
+    content = path.read_bytes()
+    start = content.index(b"mdat") + 4
+    path.write_bytes(content[:start] + bytes(len(content) - start))
+    with pytest.raises(BadInput, match="4.avif: cannot be read .RuntimeError: Failed to decode"):
+        read(record)
+
+
+@pytest.mark.parametrize("path", [None, "4.png"])
+def test_a_runtime_error_beside_a_sound_image_is_no_unreadable_image(tmp_path, path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "4.png")
+    record = {"file_name": str(tmp_path / path)} if path else {}
+    with pytest.raises(RuntimeError, match="image file is truncated"):
+        ReadOrName(fails_on(4, error=RuntimeError))({**record, "index": 4})
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from tiny_run import (
 )
 
 import train_net as script
+from sampling_free import SamplingFreeRetinaNet
 
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 
@@ -109,6 +111,31 @@ def test_an_interrupt_is_one_line_and_leaves_a_checkpoint(tmp_path, config, numb
     name = signal.Signals(number).name
     assert only_error(text) == f"error: interrupted by {name}; --resume goes on from {path}"
     assert load(path)["trainer"]["is_in_hooks"] is False
+
+
+class EvaluatesSlowly(SamplingFreeRetinaNet):
+    """Tells by a file when it has begun to."""
+
+    def forward(self, inputs):
+        if not self.training:
+            Path(os.environ["BEGUN"]).touch()
+            time.sleep(1)
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_an_evaluation_with_workers_too(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("BEGUN", str(tmp_path / "begun"))
+    lines = "import test_train_net\nmodel._target_ = test_train_net.EvaluatesSlowly\n"
+    options = ["train.max_iter=8", "train.eval_period=4", "dataloader.test.num_workers=2"]
+    process = start(write_config(tmp_path, lines), *options)
+    assert wait_until((tmp_path / "begun").exists, process)
+    os.killpg(process.pid, number)
+    text = text_of(process)
+    assert process.returncode == 128 + number and "Traceback" not in text, text
+    path = tmp_path / "out" / "model_0000003.pth"
+    name = signal.Signals(number).name
+    assert only_error(text) == f"error: interrupted by {name}; --resume goes on from {path}"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import ListConfig, OmegaConf
+from torch.utils.data import DataLoader
 
 from .data.check import (
     check_dataset,
@@ -21,6 +22,7 @@ from .data.check import (
 from .data.coco_file import read_coco_file
 from .data.evaluated import check_evaluated_boxes, check_evaluated_masks, warn_if_bare
 from .errors import BadInput
+from .interruption import LoaderSignals
 from .loader import ReadOrName, is_detectron2s
 
 
@@ -204,7 +206,10 @@ def _has_mask_head(model_node):
 def test_loader(node, model_node):
     """The test loader of a config; an image that cannot be read is named in one line."""
     dicts = load_dataset(node.dataset, model_node, is_train=False)
-    return instantiate_with(node, dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)))
+    loader = instantiate_with(node, dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)))
+    if isinstance(loader, DataLoader) and loader.worker_init_fn is None:
+        loader.worker_init_fn = LoaderSignals()
+    return loader
 
 
 def instantiate_with(node, **given):

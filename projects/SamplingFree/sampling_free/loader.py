@@ -196,11 +196,26 @@ class ReadOrName:
             if self.makes_8_bits:
                 _require_8_bits(record["file_name"])
             return self.mapper(record)
-        except BROKEN_IMAGE as e:
+        except (*BROKEN_IMAGE, RuntimeError) as e:
+            # A RuntimeError is Pillow's for a broken AVIF, and anybody's for anything.
+            if isinstance(e, RuntimeError) and not _is_broken(record.get("file_name")):
+                raise
             raise BadInput(
                 f"{record.get('file_name')}: cannot be read ({type(e).__name__}: {e}); "
                 "mend or remove it"
             ) from e
+
+
+def _is_broken(path):
+    """Whether Pillow cannot read a file."""
+    if path is None:
+        return False
+    try:
+        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            image.load()
+    except (*BROKEN_IMAGE, RuntimeError):
+        return True
+    return False
 
 
 def _require_8_bits(path):
