@@ -93,9 +93,14 @@ class TestInterruption:
         thread.join()
         assert found == [signal.getsignal(signal.SIGTERM)]
 
-    def test_without_processes_nothing_is_passed_on(self):
-        with passed_on():
-            send()
+    @pytest.mark.parametrize("number", SIGNALS)
+    def test_before_there_are_processes_to_pass_it_on_to(self, number):
+        before = [signal.getsignal(n) for n in SIGNALS]
+        with pytest.raises(Interrupted, match=f"^interrupted by {number.name}$") as e, passed_on():
+            send(number)
+            raise AssertionError("not reached")
+        assert e.value.code == 128 + number
+        assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
 class Signalled(LazyTrainer):

@@ -7,11 +7,15 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
-from live_process import kill, start, text_of, wait_until
+from detectron2.utils import comm
+from live_process import PATIENCE, kill, start, text_of, wait_until
 from test_processes import url
-from tiny_run import FOCAL, load, metrics, same, train_net, write_config
+from tiny_run import FOCAL, load, metrics, only_error, same, train_net, write_config
+
+from sampling_free import SamplingFreeRetinaNet
 
 ITERATIONS, KILLS = 800, 20
 BEST = ["train.best_metric=bbox/AP"]
@@ -123,3 +127,24 @@ def test_several_processes_save_too(tmp_path, send, number, by):
     assert f"error: interrupted by {by}; --resume goes on from {path}" in text
     assert text.count("error: ") == 1 and "Traceback" not in text
     assert load(path)["trainer"]["is_in_hooks"] is False
+
+
+class SlowlyMade(SamplingFreeRetinaNet):
+    """Tells by a file that it is being made."""
+
+    def __init__(self, *, folder, **kwargs):
+        super().__init__(**kwargs)
+        (Path(folder) / f"begun_{comm.get_rank()}").touch()
+        time.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_several_processes_that_have_not_begun_to_train_say_it_in_one_line(tmp_path, number):
+    lines = "import test_killed\nmodel._target_ = test_killed.SlowlyMade\n"
+    config = write_config(tmp_path, f"{lines}model.folder = {str(tmp_path)!r}\n")
+    process = start(config, "--num-gpus=2", url())
+    assert wait_until(lambda: len(list(tmp_path.glob("begun_*"))) == 2, process)
+    os.kill(process.pid, number)
+    text = text_of(process)
+    assert process.returncode == 128 + number and "Traceback" not in text, text
+    assert only_error(text) == f"error: interrupted by {signal.Signals(number).name}"

@@ -11,6 +11,7 @@ import threading
 from multiprocessing.util import Finalize
 
 import torch
+from torch.multiprocessing import ProcessExitedException
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -86,16 +87,32 @@ class Interruption:
 
 @contextlib.contextmanager
 def passed_on():
-    """Signals to this process, which waits for those that it has started, end those."""
+    """Signals to this process, which waits for those that it has started, end those.
+
+    Raises:
+        Interrupted: there were none yet, or they had not begun to train, and so said nothing.
+    """
+    first = []
 
     def pass_on(number, frame):
         # A terminal sends Ctrl-C to all of them itself; what came first counts.
-        for process in multiprocessing.active_children():
+        processes = multiprocessing.active_children()
+        for process in processes:
             os.kill(process.pid, signal.SIGTERM)
+        first.append(number)
+        if not processes and len(first) == 1:
+            raise interrupted()
+
+    def interrupted():
+        return Interrupted(first[0], f"interrupted by {signal.Signals(first[0]).name}")
 
     handlers = _handle(pass_on)
     try:
         yield
+    except ProcessExitedException as e:
+        if first and -e.exit_code in SIGNALS:
+            raise interrupted() from None
+        raise
     finally:
         _restore(handlers)
 
