@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,14 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def figure(record_property):
-    """Call as ``figure(table, name, **values)``: a row of a table in docs/reliability.md."""
+    """Call as ``figure(table, name, **values)``: a row of a table in docs/reliability.md.
+
+    Beside the values it keeps the versions that they were measured with.
+    """
+    versions = {"torch": str(torch.__version__), "detectron2": version("detectron2")}
 
     def keep(table, name, **values):
-        record_property(FIGURE, [table, name, values])
+        record_property(FIGURE, [table, name, {**values, **versions}])
 
     return keep
 

@@ -1,11 +1,13 @@
 """tools/render_tables.py: the tables are what the results say."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import render_tables
+from reliability_tables import RELIABILITY_TABLES
 from sampling_free.comparison.summary import summarise
 
 ROOT = Path(__file__).parents[1]
@@ -63,3 +65,30 @@ def test_a_list_has_no_summary(tmp_path):
     path.write_text(json.dumps([record(**{"bbox/AP": 1.0})]))
     with pytest.raises(SystemExit, match="r.json: has no summary"):
         render_tables.render(f"<!-- table comparison {path} -->\n<!-- end -->\n")
+
+
+def test_a_figure_has_the_versions_it_was_measured_with(request, figure):
+    figure("a table", "a row", value=3)
+    ((_, (table, row, values)),) = request.node.user_properties
+    request.node.user_properties.clear()  # it is none of a document
+    assert (table, row, values.pop("value")) == ("a table", "a row", 3)
+    assert values["torch"].startswith(version("torch"))  # and the CUDA it was built with
+    assert values["detectron2"].startswith("0.6") and len(values) == 2
+
+
+KILLED = {"name": "a", "iterations": 9, "kills": 3, "while_writing": 1, "compared": ["x"]}
+
+
+@pytest.mark.parametrize(
+    "more, cells",
+    [
+        ({"resumed_from": [4, 5]}, "| 3, 1 of them while a checkpoint was written | 4, 5 "),
+        (
+            {"resumed_from": [None, 5], "while_starting": 2, "torch": "2.11", "detectron2": "0.6"},
+            "| 3, 1 of them while a checkpoint was written, 2 before the first | none, 5 ",
+        ),
+    ],
+    ids=["of before", "of today"],
+)
+def test_the_kills_of_a_run_are_a_row(more, cells):
+    assert cells in " ".join(RELIABILITY_TABLES["interruption"]([KILLED | more]).split())

@@ -17,8 +17,9 @@ def interruption(records):
         [
             r["name"],
             r["iterations"],
-            f"{r['kills']}, {r['while_writing']} of them while a checkpoint was written",
-            ", ".join(map(str, r["resumed_from"])),
+            f"{r['kills']}, {r['while_writing']} of them while a checkpoint was written"
+            + (f", {r['while_starting']} before the first" if "while_starting" in r else ""),
+            ", ".join("none" if i is None else str(i) for i in r["resumed_from"]),
             ", ".join(f"`{x.lstrip('_')}`" for x in r["compared"]),
         ]
         for r in records
