@@ -58,7 +58,14 @@ PARTS = {
     f"{STOCK_BCE},model.head.prior_prob=0.01": "Detectron2's BCE, prior 0.01",
 }
 PARTS_RATES = (0.01, 0.02, 0.04)
-OTHERS = {"fcos": FOCAL, "atss": FOCAL, "faster_rcnn": "sampled"}  # and their baselines
+GUIDED_RCNN = (
+    f"{FULL}:model.proposal_generator.guide=gradient,model.roi_heads.box_predictor.guide=gradient"
+)
+OTHERS = {  # other detectors, and what is compared
+    "fcos": (FULL, GRADIENT, FOCAL),
+    "atss": (FULL, GRADIENT, FOCAL),
+    "faster_rcnn": (FULL, GUIDED_RCNN, "sampled"),
+}
 
 
 class Block(NamedTuple):
@@ -98,9 +105,9 @@ def blocks():
         then.append(Block(f"{data}-long-five", _long(data, MAIN, SEEDS)))
         then.append(Block(f"{data}-long-constant-five", _long_constant(data, SEEDS)))
     for data in SPLITS:
-        for detector, baseline in OTHERS.items():
-            pair = _fixed(config(detector, data), (FULL, baseline), data, seeds=SMOKE)
-            last.append(Block(f"{data}-{detector}", pair))
+        for detector, variants in OTHERS.items():
+            some = _fixed(config(detector, data), variants, data, seeds=SMOKE)
+            last.append(Block(f"{data}-{detector}", some))
         smooth = config("retinanet", data, "_smooth_l1")
         last.append(Block(f"{data}-smooth-l1", _fixed(smooth, MAIN, data)))
         adamw = _fixed(config("retinanet", data, "_adamw"), MAIN, data, ADAMW_RATES)

@@ -22,6 +22,8 @@ def title(word):
     if name == plan.FOCAL:
         alpha, gamma = (x.partition("=")[2] for x in override.split(","))
         return f"focal loss, alpha {alpha}, gamma {gamma}"
+    if word == plan.GUIDED_RCNN:
+        return plan.VARIANTS[plan.GRADIENT]
     if name == OWN[0]:
         return OWN[1]
     values = dict(x.removeprefix("model.").split("=") for x in override.split(","))
@@ -163,9 +165,8 @@ def _of_one_seed(runs, planned=True):
 def others(records, data):
     """The other detectors: the method and the baseline of each, smoke: three seeds."""
     parts = []
-    for detector, baseline in plan.OTHERS.items():
-        path = plan.config(detector, data)
-        parts.append((DETECTORS[detector], path, (plan.FULL, baseline)))
+    for detector, words in plan.OTHERS.items():
+        parts.append((DETECTORS[detector], plan.config(detector, data), words))
     return _several_configs(records, data, parts)
 
 
