@@ -14,6 +14,7 @@ import os
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import evidence_plan as plan
 from evidence_tables import DATA, title, words_of
@@ -23,7 +24,7 @@ from sampling_free.comparison.report_curves import course
 from sampling_free.comparison.report_figures import STYLE, color_of, svg
 
 FOLDER = "docs/evidence"
-SIZE = (7.0, 3.4)  # inches
+SIZE = (8.0, 3.4)  # inches
 GUIDES = (plan.FULL, plan.GRADIENT, plan.FROZEN)
 TELLING = (plan.FULL, plan.GRADIENT, plan.BCE, plan.FOCAL)
 CLASSES = "cls"  # the loss term of RetinaNet, in the monitor's names
@@ -45,8 +46,12 @@ def with_legend(made, axes):
     """The figure, or None where nothing was drawn."""
     if not axes.lines:
         return None
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    handles, labels = axes.get_legend_handles_labels()
     with matplotlib.rc_context(STYLE):
-        made.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        made.legend(handles, [x.replace("`", "") for x in labels], loc="outside right upper")
     return made
 
 
