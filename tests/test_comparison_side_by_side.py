@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparisons import make_stage, planned, side_by_side
+from comparisons import STUB, make_stage, planned, side_by_side
 from stub_train_net import HANGS
 
 from sampling_free.comparison import outcome
@@ -60,15 +60,21 @@ class TestSideBySide:
 
     def test_two_comparisons_do_no_run_twice(self, stage, monkeypatch):
         monkeypatch.setenv("SECONDS", "0.2")
-        plans = planned(stage, range(4))
-        both = [side_by_side(), side_by_side()]
-        threads = [threading.Thread(target=one.run, args=(plans, "")) for one in both]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        # Processes: two threads would patch Python's import at once, as reading a config does.
+        words = ["--configs", stage.config, "--folder", f"{stage.folder}/runs"]
+        words += ["--seeds", "0", "1", "2", "3", "--output"]
+        code = (
+            "import sys; import compare; compare.TRAIN_NET = sys.argv[1];"
+            "sys.exit(len(compare.compare(compare.parse_args(sys.argv[2:]), poll=0.05)))"
+        )
+        outputs = [f"{stage.folder}/{name}.json" for name in "ab"]
+        both = [
+            subprocess.Popen([sys.executable, "-c", code, STUB, *words, path]) for path in outputs
+        ]
+        assert [one.wait() for one in both] == [0, 0]
         assert len(stage.calls()) == 4
-        assert [len(one.records) for one in both] == [4, 4]
+        assert [len(read_json(path)["runs"]) for path in outputs] == [4, 4]
 
     def test_a_run_that_is_locked_is_waited_for(self, stage, capsys):
         first, second = plans = planned(stage, (0, 1))
