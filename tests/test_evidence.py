@@ -65,6 +65,11 @@ def made_up(data="bccd"):
     return found
 
 
+def long_record(word, rate, ap):
+    word = plan._with(word, f"optimizer.lr={rate}")
+    return record("bccd", word, None, 0, "test", ap, max_iter=800, optimizer_lr=rate)
+
+
 def words_of(name, records):
     (block,) = [b for b in plan.blocks() if b.name == name]
     return block.words(records)
@@ -149,10 +154,13 @@ def test_the_long_runs_have_the_rates_of_the_short_ones():
 def test_final_runs_are_told_from_those_at_other_rates_and_lengths():
     records = made_up()
     other = record("bccd", plan.FULL, 0.02, 0, "test", 99.0)
-    long = record("bccd", f"{plan.FULL}:optimizer.lr=0.08", None, 0, "test", 50.0, max_iter=800)
-    found = plan.finals([*records, other, long], "bccd", plan.FULL)
+    long = long_record(plan.FULL, 0.08, 50.0)
+    records += [other, long, long_record(plan.FULL, plan.BEYOND, 60.0)]
+    found = plan.finals(records, "bccd", plan.FULL)
     assert [r["seed"] for r in found] == list(plan.SEEDS) and all(r["bbox/AP"] < 40 for r in found)
-    assert plan.finals([*records, other, long], "bccd", plan.FULL, long=True) == [long]
+    assert plan.finals(records, "bccd", plan.FULL, long=True) == [long]
+    mean = long_record(CONSTANT, 0.08, 40.0)
+    assert plan.finals([*records, mean], "bccd", CONSTANT, long=True) == [mean]
 
 
 def test_an_unknown_block_is_named_with_those_known():
@@ -220,6 +228,14 @@ def test_the_table_of_rates():
     table = cells(evidence_tables.rates([*made_up(), lost], "bccd"))
     assert table[plan.VARIANTS[plan.FULL]] == ["19.9", "19.9", "19.9", "20.0", "20.0"]
     assert table["GHM-C"] == ["-"] * 4 + ["diverged"] and "OHEM" not in table
+
+
+def test_the_table_of_a_rate_beyond_those_tried():
+    long = [long_record(plan.FULL, rate, ap) for rate, ap in ((0.08, 30.0), (plan.BEYOND, 31.0))]
+    table = cells(evidence_tables.beyond([*made_up(), *long]))
+    assert table[plan.VARIANTS[plan.FULL]][:2] == ["0.16", "1"], "the last of two rows"
+    assert table[plan.VARIANTS[plan.FULL]][4].startswith("+1.0")
+    assert table[plan.VARIANTS[plan.GRADIENT]][-1] == "not run"
 
 
 def test_the_table_of_the_investigation():

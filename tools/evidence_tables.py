@@ -10,7 +10,10 @@ import evidence_plan as plan
 NOT_RUN = "not run"
 DATA = {"bccd": "BCCD", "hard": "80 classes"}
 DETECTORS = {"fcos": "FCOS", "atss": "ATSS", "faster_rcnn": "Faster R-CNN"}
-SETTINGS = {"_smooth_l1": "RetinaNet, the authors' box loss", "_adamw": "RetinaNet, AdamW"}
+SETTINGS = {
+    "_smooth_l1": ("RetinaNet, the authors' box loss", plan.VARIANTS),
+    "_adamw": ("RetinaNet, AdamW", plan.MAIN),
+}
 OWN = "sampled", "biased sampling (Detectron2's)"
 
 
@@ -51,8 +54,8 @@ def words_of(records, data):
 def variants(records, data, long=False):
     """A row for each variant of RetinaNet: AP over the seeds, and its difference to the method."""
     found = {w: plan.finals(records, data, w, long) for w in words_of(records, data)}
-    if long:  # the constant is the mean r of the long runs
-        found = {w: runs for w, runs in found.items() if runs or w in plan.VARIANTS}
+    # The constant is the mean r of the same schedule.
+    found = {w: runs for w, runs in found.items() if runs or w in plan.VARIANTS}
     return _compared(records, data, found, plan.config("retinanet", data))
 
 
@@ -61,6 +64,16 @@ def parts(records):
     words = [plan.FULL, plan.BCE, f"{plan.BCE}:model.prior=0.01", plan.FOCAL, *plan.PARTS]
     found = {w: plan.finals(records, "hard", w) for w in words}
     return _compared(records, "hard", found, plan.config("retinanet", "hard"))
+
+
+def beyond(records):
+    """RetinaNet on BCCD, long schedule: both guides at their chosen rates and at one beyond."""
+    more = plan.beyond(records)
+    found = {
+        w: plan.finals(records, "bccd", w, long=True) + [r for r in more if plan.word_of(r) == w]
+        for w in (plan.FULL, plan.GRADIENT)
+    }
+    return _compared(records, "bccd", found, plan.config("retinanet", "bccd"))
 
 
 def _compared(records, data, found, path):
@@ -83,7 +96,7 @@ def _compared(records, data, found, path):
             cells.append(
                 [
                     title(word) + at,
-                    f"{found[word][0]['optimizer_lr']:g}",
+                    f"{_rate(row, found[word]):g}",
                     f"{seeds - len(row['diverged'])} of {seeds}" if row["diverged"] else seeds,
                     metric_cell(row, "bbox/AP"),
                     metric_cell(row, "bbox/AP50").partition(" (")[0],
@@ -95,6 +108,10 @@ def _compared(records, data, found, path):
     head = ["variant", "rate", "seeds", "AP", "AP50", "difference (95 %)"]
     head += ["over images (95 %)", "verdict"]
     return _table(head, cells)
+
+
+def _rate(row, runs):
+    return next(r["optimizer_lr"] for r in runs if r["override"] == row["override"])
 
 
 def verdict_cell(row, verdict):
@@ -173,8 +190,8 @@ def others(records, data):
 def settings(records, data):
     """RetinaNet with the authors' box loss, and with AdamW."""
     parts = [
-        (name, plan.config("retinanet", data, suffix), plan.MAIN)
-        for suffix, name in SETTINGS.items()
+        (name, plan.config("retinanet", data, suffix), words)
+        for suffix, (name, words) in SETTINGS.items()
     ]
     return _several_configs(records, data, parts)
 
@@ -214,6 +231,7 @@ EVIDENCE_TABLES = {
     "evidence_runs": runs,
     "evidence_tuning": tuning,
     "evidence_parts": parts,
+    "evidence_beyond": beyond,
     "evidence_investigation": investigation,
 }
 for _data in plan.SPLITS:
