@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import statistics
 
 from ..errors import BadInput
@@ -139,6 +140,18 @@ def error_line(folder):
     with open(os.path.join(folder, "output.txt"), errors="replace") as f:
         lines = [line.strip() for line in f if "rror" in line.partition(":")[0]]
     return lines[-1] if lines else None
+
+
+def without_folders(line):
+    """A line with absolute paths cut down to file names: a record tells nothing of the machine.
+
+    Args:
+        line (str):
+
+    Returns:
+        str
+    """
+    return re.sub(r"'/[^']*/([^'/]+)'", r"'\1'", line)
 
 
 def read_evaluation(folder):

@@ -126,7 +126,7 @@ class Workshop:
         if planned.run.choosing:
             record["choosing"] = True
         if failed:  # a loss that is not finite is a result
-            record["failed"] = failed
+            record["failed"] = outcome.without_folders(failed)
         else:
             record.update(self._scores(planned))
         record["complete"] = True
