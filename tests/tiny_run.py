@@ -49,6 +49,7 @@ model.backbone.out_channels = 8
 model.backbone.top_block.in_channels = 32
 model.head.update(input_shape=[ShapeSpec(channels=8)] * 5, conv_dims=[8], norm="")
 
+model.guide = "iteration"
 train.update(output_dir={output!r}, device="cpu", max_iter=6, log_period=1, num_pictures=0)
 train.checkpointer.period = 3
 train.eval_period = 0

@@ -109,7 +109,8 @@ def blocks():
         then.append(Block(f"{data}-long-constant-five", _long_constant(data, SEEDS)))
     for data in SPLITS:
         for detector, variants in OTHERS.items():
-            some = _fixed(config(detector, data), variants, data, seeds=SMOKE)
+            seeds = SEEDS if data == "bccd" else SMOKE
+            some = _fixed(config(detector, data), variants, data, seeds=seeds)
             last.append(Block(f"{data}-{detector}", some))
         smooth = config("retinanet", data, "_smooth_l1")
         last.append(Block(f"{data}-smooth-l1", _fixed(smooth, MAIN, data, seeds=SMOKE)))

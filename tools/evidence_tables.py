@@ -180,7 +180,7 @@ def _of_one_seed(runs, planned=True):
 
 
 def others(records, data):
-    """The other detectors: the method and the baseline of each, smoke: three seeds."""
+    """The other detectors: the method with both guides, and the baseline of each."""
     parts = []
     for detector, words in plan.OTHERS.items():
         parts.append((DETECTORS[detector], plan.config(detector, data), words))

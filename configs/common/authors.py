@@ -4,15 +4,28 @@ Box losses: smooth L1 with beta 0.11 (RetinaNet), 1/9 (RPN) and 1 (RoI head), th
 four coordinates, half of it in the RPN; FCOS without centre sampling, its box loss weighted by
 centerness (GIoU here as in Detectron2, IoU there); ATSS and PAA as published. As they guide the
 classification losses, these are scaled too. Images have one scale, 800 px, an R-CNN keeps 1000
-proposals. Biases learn at twice the rate and do not decay. The guide stays that of the paper;
+proposals. Biases learn at twice the rate and do not decay. The guide is that of the paper;
 model.guide=frozen is that of the final code, which had it for one-stage detectors.
 """
 
 from sampling_free import SamplingFreeFCOS
 
 
+def papers_guide(model):
+    """Leaves a model node with the guide of the paper, which the classes have by themselves."""
+    if "proposal_generator" in model:
+        heads = model.roi_heads
+        predictors = heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
+        nodes = [model.proposal_generator, *predictors]
+    else:
+        nodes = [model]
+    for node in nodes:
+        node.pop("guide", None)
+
+
 def authors_recipe(model, dataloader, optimizer):
     """Changes the nodes of a sampling-free config in place."""
+    papers_guide(model)
     if "proposal_generator" in model:
         rpn, heads = model.proposal_generator, model.roi_heads
         rpn.smooth_l1_beta = 1 / 9

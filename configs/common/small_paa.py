@@ -1,8 +1,10 @@
 """A PAA that trains on a CPU; as the small ATSS."""
 
+from .authors import papers_guide
 from .paa import model
 from .small_backbone import small_backbone, small_point_head
 
 small_backbone(model)
 small_point_head(model)
+papers_guide(model)  # as measured
 model.anchor_size = 4.0

@@ -19,6 +19,7 @@ from .families import (
     ROI_HEADS,
     SCORE_THRESH,
 )
+from .guides import RECOMMENDED
 
 
 class CallNode:
@@ -101,6 +102,10 @@ class CallNode:
         if "prior" not in self.node:
             self.set("prior", AUTO)
 
+    def guide(self):
+        if "guide" not in self.node:
+            self.set("guide", RECOMMENDED)
+
     def require_bias(self, key, layer):
         """The head at ``key`` must have ``layer``.bias; one of Detectron2's own has."""
         try:
@@ -139,7 +144,8 @@ def convert_model(node, changes):
     if not known and model.target not in DENSE:
         raise BadInput(model.refusal({**DENSE, **{x: x for x in RCNNS}}))
     model.require_bias("head", "cls_score")
-    model.swap(DENSE)
+    if model.swap(DENSE):
+        model.guide()
     model.drop("focal_loss_alpha", "focal_loss_gamma")
     model.start_from_the_prior()
     if issubclass(target_of(model.node), SamplingFreeFCOS):
@@ -155,6 +161,7 @@ def convert_proposals(model):
     if rpn.swap(PROPOSALS):
         fraction = rpn.node.get("positive_fraction", 0.5)
         rpn.shrink_box_loss("loss_rpn_cls", "loss_rpn_loc", fraction)
+        rpn.guide()
     rpn.require_bias("head", "objectness_logits")
     rpn.drop("batch_size_per_image", "positive_fraction")
     rpn.start_from_the_prior()
@@ -177,6 +184,7 @@ def convert_roi_heads(model):
             )
         if predictor.swap(PREDICTORS):
             predictor.shrink_box_loss("loss_cls", "loss_box_reg", fraction)
+            predictor.guide()
         predictor.lower("test_score_thresh", SCORE_THRESH, 0.0)
 
 

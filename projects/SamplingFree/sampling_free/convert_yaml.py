@@ -9,6 +9,7 @@ from .detectors.paa import SamplingFreePAA
 from .detectors.rpn import SamplingFreeRPN
 from .errors import BadInput
 from .families import COORDINATES, DENSE, FCOS_SCORE_THRESH, RCNNS, ROI_HEADS, SCORE_THRESH
+from .guides import RECOMMENDED
 from .yaml_config import add_sampling_free_config
 
 # The node of each detector that Detectron2 has no YAML keys for.
@@ -49,6 +50,8 @@ def convert_cfg_node(cfg, changes):
         old = select(cfg, key)
         if old in names and old in known:
             assign(key, names[old])
+            if cfg.MODEL.SAMPLING_FREE.GUIDE is None:
+                assign("MODEL.SAMPLING_FREE.GUIDE", RECOMMENDED)
             return True
         if old not in [names.get(k, k) for k in known]:
             raise BadInput(f"{key} = {old}: cannot be converted; known: {', '.join(known)}")

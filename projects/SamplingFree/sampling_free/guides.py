@@ -24,6 +24,7 @@ from .guided_loss import guide_ratio
 ITERATION = "iteration"
 GRADIENT = "gradient"
 FROZEN = "frozen"
+RECOMMENDED = GRADIENT  # by docs/evidence.md; the classes by themselves have the paper's
 
 
 class Guide(nn.Module):

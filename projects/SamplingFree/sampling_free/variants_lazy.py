@@ -22,6 +22,7 @@ from .families import (
     dense_variants,
     rcnn_variants,
 )
+from .guides import RECOMMENDED
 
 METHOD = ("sampling_free", "all_samples")
 # Arguments that only the sampling-free classes and the baselines take.
@@ -181,4 +182,4 @@ def _set_guide(call, name):
     if name == "all_samples":
         call.set("guide", 1.0)
     elif not isinstance(call.node.get("guide", ""), str):
-        call.drop("guide")
+        call.set("guide", RECOMMENDED)

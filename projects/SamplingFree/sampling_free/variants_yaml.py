@@ -19,6 +19,7 @@ from .families import (
     dense_variants,
     rcnn_variants,
 )
+from .guides import RECOMMENDED
 from .variants_lazy import METHOD, require_applies
 
 CLASSES = {x.__name__: x for x in STOCK}
@@ -96,7 +97,7 @@ class _Nodes:
         if name == "all_samples":
             self.assign(GUIDE, 1.0)
         elif was_guided and isinstance(self.cfg.MODEL.SAMPLING_FREE.GUIDE, (int, float)):
-            self.assign(GUIDE, None)
+            self.assign(GUIDE, RECOMMENDED)
 
     def vary_dense(self, name):
         stock = self.stock(ARCHITECTURE)

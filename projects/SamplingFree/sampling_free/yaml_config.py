@@ -54,8 +54,8 @@ def add_sampling_free_config(cfg):
     # Of the dense detector or the RPN. None: measured on the training set before the first
     # iteration; "per_class": one for each class, measured; a number in (0, 1) wins.
     node.PRIOR = None
-    # None: the paper's r = L_loc / L_cls in every iteration; "gradient", "frozen", or a number as a
-    # constant instead: see guides.py.
+    # None: the paper's r = L_loc / L_cls in every iteration; "gradient", which convert() sets,
+    # "frozen", or a number as a constant instead: see guides.py.
     node.GUIDE = None
     # Dense detectors. None: the number in the detector's own key; "prior" or "per_class": from the
     # measured prior.
