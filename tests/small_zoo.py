@@ -36,6 +36,7 @@ from sampling_free import (
     SamplingFreeRPN,
     SamplingFreeStandardROIHeads,
 )
+from sampling_free.guides import Guide, make_guide
 
 ROOT = Path(model_zoo.get_config_file("Base-RCNN-FPN.yaml")).parent
 NOT_CONVERTIBLE = {
@@ -224,6 +225,11 @@ def classes_of(model):
 def check_step(model, num_classes):
     kinds = classes_of(model)
     assert kinds and kinds <= set(SWAPPED.values()), kinds
+    training_step(model, inputs_of(num_classes))
+    guided = [m for m in model.modules() if isinstance(getattr(m, "guide", None), Guide)]
+    assert guided and {m.guide.key for m in guided} == {"gradient"}
+    for module in guided:  # with the paper's it is known how large a loss has to be
+        module.guide = make_guide("iteration", weight=module.guide.weight)
     values = training_step(model, inputs_of(num_classes))
     dense = isinstance(model, (RetinaNet, FCOS))
     check_guides({**values, "dense": 0} if dense else values)

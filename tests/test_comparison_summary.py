@@ -188,7 +188,7 @@ def test_the_images_have_an_interval_of_their_own_where_every_run_of_the_pairs_k
     rng = np.random.default_rng(0)
     drawn = rng.normal(0, 3, 200)
     runs = [record("a", s, 40.0 + s, bootstrap=(drawn + 40).tolist()) for s in (0, 1)]
-    runs += [record("b", s, 42.0 + s, bootstrap=(drawn + 42 + s).tolist()) for s in (0, 1)]
+    runs += [record("b", s, 42.0 + 2 * s, bootstrap=(drawn + 42 + s).tolist()) for s in (0, 1)]
     runs += [record("c", 0, 30.0, bootstrap=(drawn + 30).tolist()), record("c", 1, 31.0)]
     _, b, c = summarise(runs)
     found = b["differences"]["bbox/AP"]

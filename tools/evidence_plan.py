@@ -35,6 +35,8 @@ VARIANTS = {
     "ohem": "OHEM",
     "ghm": "GHM-C",
 }
+# Seeds whose mean r is the constant of the long schedule, so that more seeds do not move it.
+CONSTANT_OF = {"bccd": SEEDS, "hard": SMOKE}
 CONSTANT = "BCE, measured prior, times the mean r"
 TUNED = "focal loss, alpha and gamma tuned"
 # As many as there are rates; 0.25 and 2 is the usual one.
@@ -182,8 +184,10 @@ def _long(data, variants, seeds):
 
 def _long_constant(data, seeds):
     def words(records):
-        r = mean_ratio(finals(records, data, FULL, long=True))
-        short = [x for x in of_config(records, config("retinanet", data)) if is_constant(x)]
+        full = finals(records, data, FULL, long=True)
+        r = mean_ratio([x for x in full if x["seed"] in CONSTANT_OF[data]])
+        mine = of_config(records, config("retinanet", data))
+        short = [x for x in mine if is_constant(x) and x.get("choosing")]
         rate = chosen_rate(records, data, word_of(short[0])) if short else None
         known = [f"{BCE}:model.guide={r},optimizer.lr={rate}"]
         return _long_words(data, known, seeds) if r and rate else None

@@ -81,7 +81,7 @@ def _compared(records, data, found, path):
     from sampling_free.comparison.table import difference_cell, metric_cell, over_images_cell
 
     rows = summarise([run for runs in found.values() for run in runs])
-    by_word = {}
+    by_word, has_method = {}, bool(found[plan.FULL])  # without it nothing is a difference to it
     for row in rows:
         by_word.setdefault(plan.word_of(row), []).append(row)
     cells = []
@@ -100,9 +100,9 @@ def _compared(records, data, found, path):
                     f"{seeds - len(row['diverged'])} of {seeds}" if row["diverged"] else seeds,
                     metric_cell(row, "bbox/AP"),
                     metric_cell(row, "bbox/AP50").partition(" (")[0],
-                    difference_cell(row, "bbox/AP"),
-                    over_images_cell(row, "bbox/AP"),
-                    "" if row["is_reference"] else verdict_cell(row, verdict),
+                    difference_cell(row, "bbox/AP") if has_method else "-",
+                    over_images_cell(row, "bbox/AP") if has_method else "-",
+                    "" if row["is_reference"] or not has_method else verdict_cell(row, verdict),
                 ]
             )
     head = ["variant", "rate", "seeds", "AP", "AP50", "difference (95 %)"]

@@ -1,7 +1,7 @@
 """AP of a test set whose images are drawn anew: how much a result owes to these very images.
 
     bootstrap_ap(evaluation) -> list[float]      # one AP for each drawing
-    paired_interval(a, b) -> (low, high)         # of the mean difference of two variants
+    paired_interval(a, b, mean) -> (low, high)   # of the mean difference of two variants
 
 The drawings depend on nothing but the number of images, so that two runs on one test set are
 drawn alike and their differences are paired (Efron and Tibshirani, An Introduction to the
@@ -113,11 +113,15 @@ def _interpolated(right, wrong, totals, recalls):
     return np.array(rows)
 
 
-def paired_interval(values, reference, confidence=0.95):
-    """The percentile interval of the mean difference of two variants over the drawn images.
+def paired_interval(values, reference, observed, confidence=0.95):
+    """The interval of the mean difference of two variants over the drawn images.
+
+    It has the percentiles of the drawn differences, moved so that these have ``observed`` for their
+    mean: a drawing leaves out classes of which it has no object, so that its AP is of fewer ones.
 
     Args:
         values, reference (np.ndarray): (S, B) APs of S seeds, of the same drawings.
+        observed (float): the mean difference on the images as they are.
         confidence (float): in (0, 1).
 
     Returns:
@@ -125,5 +129,6 @@ def paired_interval(values, reference, confidence=0.95):
     """
     difference = np.nanmean(values - reference, axis=0)
     tail = 50 * (1 - confidence)
-    low, high = np.nanpercentile(difference, [tail, 100 - tail])
+    moved = difference - np.nanmean(difference) + observed
+    low, high = np.nanpercentile(moved, [tail, 100 - tail])
     return float(low), float(high)

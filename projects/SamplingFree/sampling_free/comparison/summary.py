@@ -187,7 +187,8 @@ def _row(name, group, reference, confidence):
             pairs = [of_seed[s] for s in seeds], [of_reference[s] for s in seeds]
             differences[key] = {**paired_difference(*pairs, confidence), "seeds": seeds}
             if key == "bbox/AP":
-                differences[key].update(_over_images(group, reference, seeds, confidence))
+                mean = differences[key]["mean"]
+                differences[key].update(_over_images(group, reference, seeds, mean, confidence))
     seconds = list(_values(group, "seconds_per_iteration").values())
     memory = list(_values(group, "peak_memory_mib").values())
     ratios = [x for x in map(_start_gradient_ratio, group) if x is not None]
@@ -211,13 +212,13 @@ def _row(name, group, reference, confidence):
     }
 
 
-def _over_images(group, reference, seeds, confidence):
+def _over_images(group, reference, seeds, mean, confidence):
     drawn = [{r["seed"]: r.get("bootstrap") for r in runs} for runs in (group, reference)]
     pairs = [[by_seed[seed] for seed in seeds] for by_seed in drawn]
     if not all(values for side in pairs for values in side):
         return {}
     values, base = (np.array(side, dtype=float) for side in pairs)  # None becomes NaN
-    low, high = paired_interval(values, base, confidence)
+    low, high = paired_interval(values, base, mean, confidence)
     return {"image_low": low, "image_high": high}
 
 

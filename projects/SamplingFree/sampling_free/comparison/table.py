@@ -69,7 +69,7 @@ def mean_cell(row, key):
 
 
 def difference_cell(row, key):
-    """The difference to the first variant with its interval; of one pair it says so."""
+    """The difference to the first variant with its interval, and the pairs if seeds are missing."""
     if row["is_reference"]:
         return "reference"
     difference = row["differences"].get(key)
@@ -78,7 +78,9 @@ def difference_cell(row, key):
     mean = _signed(difference["mean"])
     if difference["low"] is None:
         return f"{mean} (one seed: no interval)"
-    return f"{mean} ({_signed(difference['low'])} to {_signed(difference['high'])})"
+    pairs = len(difference["seeds"])
+    few = f"; {pairs} pairs" if pairs < len(row["seeds"]) else ""
+    return f"{mean} ({_signed(difference['low'])} to {_signed(difference['high'])}{few})"
 
 
 def over_images_cell(row, key):
