@@ -1,8 +1,9 @@
 """Turns a Detectron2 config sampling-free, in one line:  ``model = convert(model)``.
 
 Classes are exchanged for their sampling-free subclasses, what only the sampling or the focal loss
-needed goes, the prior is to be measured and the test thresholds come down. Backbone, heads,
-anchors, class count, data and schedule stay as they are.
+needed goes, the prior is to be measured, the guide is "gradient" (guides.py) unless the node has one,
+and the test thresholds come down. Backbone, heads, anchors, class count, data and schedule stay as
+they are.
 
 The box losses of an R-CNN become means over the foreground and the four coordinates, as the
 authors have them. Detectron2 divides their sums by the number of samples, background included;
