@@ -1,7 +1,7 @@
 """Turns a Detectron2 config sampling-free, in one line:  ``model = convert(model)``.
 
 Classes are exchanged for their sampling-free subclasses, what only the sampling or the focal loss
-needed goes, the prior is to be measured, the guide is "gradient" (guides.py) unless the node has one,
+needed goes, the prior is to be measured, the guide is "gradient" (guides.py) unless there is one,
 and the test thresholds come down. Backbone, heads, anchors, class count, data and schedule stay as
 they are.
 
