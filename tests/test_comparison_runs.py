@@ -1,5 +1,6 @@
 """One process a run; what is done stays done, failures stay apart."""
 
+import inspect
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from comparisons import FULL, ROOT, make_stage, planned, side_by_side
+from detectron2.modeling.backbone import FPN
 from stub_train_net import CRASHES, DIVERGES
 
 import compare
@@ -294,13 +296,28 @@ class TestRecords:
         ):
             assert not is_record_of(old, other.identity("abc")), other
 
-    def test_committed_results_are_done_and_stay_as_they_are(self, stage, monkeypatch):
-        path = stage.folder / "demo.json"
-        path.write_text((ROOT / "results" / "demo.json").read_text())
+    @pytest.mark.parametrize(
+        "name, configs, seeds",
+        [
+            ("demo", ["retinanet"], "012"),
+            # Of before records had a digest.
+            ("demo_detectors", ["fcos", "faster_rcnn", "mask_rcnn", "cascade_rcnn"], "01"),
+        ],
+    )
+    def test_committed_results_are_done_and_stay_as_they_are(
+        self, stage, monkeypatch, name, configs, seeds
+    ):
+        path = stage.folder / f"{name}.json"
+        path.write_text((ROOT / "results" / path.name).read_text())
         before = path.read_bytes()
-        config = "configs/demo/retinanet.py"
+        content = json.loads(before)
+        records = content["runs"] if isinstance(content, dict) else content
+        is_later = "square_pad" in inspect.signature(FPN.__init__).parameters  # still called 0.6
+        if is_later and any("digest" in r for r in records):
+            pytest.skip("made with v0.6, whose configs have other digests")
         monkeypatch.chdir(ROOT)
-        words = ["--configs", config, "--seeds", "0", "1", "2", "--output", str(path)]
+        configs = [f"configs/demo/{x}.py" for x in configs]
+        words = ["--configs", *configs, "--seeds", *seeds, "--output", str(path)]
         assert stage.run(*words) == [] and stage.calls() == []
         assert path.read_bytes() == before
 
