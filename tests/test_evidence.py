@@ -138,6 +138,21 @@ def test_the_constant_is_the_mean_of_r_and_focal_loss_is_tuned_at_its_rate():
     assert args.best_only and args.rates == [RATE_OF[plan.FOCAL]] and len(args.variants) == 5
 
 
+def test_the_other_box_loss_has_a_constant_and_a_tuned_focal_loss_of_its_own():
+    records = made_up()
+    assert words_of("bccd-smooth-l1-constant", records) is None, "it waits for its own runs"
+    path = plan.config("retinanet", "bccd", "_smooth_l1")
+    course = {"iteration": [9], "guide/r": [0.3]}
+    own = [{**r, "config": path, "course": course} for r in made_up()]
+    args = compare.parse_args(words_of("bccd-smooth-l1-constant", records + own))
+    assert (args.config_file, args.variants) == (path, [f"{plan.BCE}:model.guide=0.3"])
+    args = compare.parse_args(words_of("bccd-smooth-l1-tuned", records + own))
+    assert args.config_file == path and args.seeds == list(plan.SMOKE)
+    own.append({**record("bccd", TUNED, 0.02, 0, "test", 31.0), "config": path})
+    tables = evidence_tables.settings(records + own, "bccd").split("RetinaNet, AdamW")
+    assert ["focal loss, alpha 0.5" in table for table in tables] == [True, False]
+
+
 def test_the_long_runs_have_the_rates_of_the_short_ones():
     records = made_up()
     args = compare.parse_args(words_of("bccd-long", records))
@@ -237,6 +252,18 @@ def test_what_followed_from_other_runs_has_rows_too():
     table = cells(evidence_tables.variants(made_up() + more, "bccd"))
     assert table["BCE, measured prior, times the mean r of 0.12"][-1] == "worse"
     assert table["focal loss, alpha 0.5, gamma 1.0"][1] == "5"
+
+
+def test_the_table_of_classes():
+    of_class = {"bbox/AP-RBC": 40.0, "bbox/AP-WBC": 50.0}
+    long = [{**long_record(plan.FULL, 0.08, 45.0), **of_class}]
+    long += [{**r, "seed": 1, "bbox/AP-RBC": 42.0} for r in long]
+    table = cells(evidence_tables.classes([*made_up(), *long], "bccd", long=True))
+    assert table["AP"] == ["RBC", "WBC"] and len(table) == 3
+    assert table[plan.VARIANTS[plan.FULL]] == [
+        "41.0 ± 1.4 (40.0 to 42.0)",
+        "50.0 ± 0.0 (50.0 to 50.0)",
+    ]
 
 
 def test_the_table_of_rates():

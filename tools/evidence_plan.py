@@ -96,8 +96,8 @@ def blocks():
         path = config("retinanet", data)
         first += [
             Block(f"{data}-short", _fixed(path, MAIN, data)),
-            Block(f"{data}-tuned", _tuned(data)),
-            Block(f"{data}-constant", _constant(data)),
+            Block(f"{data}-tuned", _tuned(data, path, SEEDS)),
+            Block(f"{data}-constant", _constant(data, path, SEEDS)),
             Block(f"{data}-long", _long(data, MAIN, SMOKE)),
             Block(f"{data}-long-constant", _long_constant(data, SMOKE)),
         ]
@@ -121,6 +121,8 @@ def blocks():
     for data in SPLITS:
         smooth = config("retinanet", data, "_smooth_l1")
         last.append(Block(f"{data}-smooth-l1-rest", _fixed(smooth, rest, data, seeds=SMOKE)))
+        last.append(Block(f"{data}-smooth-l1-constant", _constant(data, smooth, SMOKE)))
+        last.append(Block(f"{data}-smooth-l1-tuned", _tuned(data, smooth, SMOKE)))
         last.append(Block(f"{data}-long-rest", _long(data, rest, SMOKE)))
     return [*first, *then, *last]
 
@@ -137,24 +139,22 @@ def _fixed(path, variants, data, rates=RATES, seeds=SEEDS):
     return lambda records: _words(path, variants, data, rates, seeds)
 
 
-def _tuned(data):
+def _tuned(data, path, seeds):
     def words(records):
-        rate = chosen_rate(records, data, FOCAL)
+        rate = chosen_rate(records, data, FOCAL, path)
         variants = [
             f"{FOCAL}:model.focal_loss_alpha={alpha},model.focal_loss_gamma={gamma}"
             for alpha, gamma in ALPHAS_GAMMAS
         ]
-        path = config("retinanet", data)
-        return rate and _words(path, variants, data, [rate], extra=["--best-only"])
+        return rate and _words(path, variants, data, [rate], seeds, ["--best-only"])
 
     return words
 
 
-def _constant(data):
+def _constant(data, path, seeds):
     def words(records):
-        r = mean_ratio(finals(records, data, FULL))
-        path = config("retinanet", data)
-        return r and _words(path, [f"{BCE}:model.guide={r}"], data, RATES)
+        r = mean_ratio(finals(records, data, FULL, path=path))
+        return r and _words(path, [f"{BCE}:model.guide={r}"], data, RATES, seeds)
 
     return words
 

@@ -10,10 +10,7 @@ import evidence_plan as plan
 NOT_RUN = "not run"
 DATA = {"bccd": "BCCD", "hard": "80 classes"}
 DETECTORS = {"fcos": "FCOS", "atss": "ATSS", "faster_rcnn": "Faster R-CNN"}
-SETTINGS = {
-    "_smooth_l1": ("RetinaNet, the authors' box loss", plan.VARIANTS),
-    "_adamw": ("RetinaNet, AdamW", plan.MAIN),
-}
+SETTINGS = {"_smooth_l1": "RetinaNet, the authors' box loss", "_adamw": "RetinaNet, AdamW"}
 OWN = "sampled", "biased sampling (Detectron2's)"
 
 
@@ -35,17 +32,18 @@ def title(word):
     return f"BCE, prior {values['prior']}, times {values['guide']}"
 
 
-def words_of(records, data):
+def words_of(records, data, path=None):
     """The variants of RetinaNet in the order of a table: those of the plan, then what followed.
 
     Args:
         records (list[dict]): all.
         data (str): a key of ``plan.SPLITS``.
+        path (str or None): of a config; None for Detectron2's box loss.
 
     Returns:
         list[str]
     """
-    mine = plan.of_config(records, plan.config("retinanet", data))
+    mine = plan.of_config(records, path or plan.config("retinanet", data))
     tuned = [r for r in mine if plan.is_tuned(r) and r["test_split"] != plan.SPLITS[data][0][1]]
     constant = [r for r in mine if plan.is_constant(r)]
     return list(dict.fromkeys([*plan.VARIANTS, *map(plan.word_of, [*constant, *tuned])]))
@@ -57,6 +55,18 @@ def variants(records, data, long=False):
     # The constant is the mean r of the same schedule.
     found = {w: runs for w, runs in found.items() if runs or w in plan.VARIANTS}
     return _compared(records, data, found, plan.config("retinanet", data))
+
+
+def classes(records, data, long=False):
+    """AP of each class: a row for each variant of RetinaNet, a column for each class."""
+    from sampling_free.comparison.summary import summarise
+    from sampling_free.comparison.table import metric_cell
+
+    runs = [run for word in plan.VARIANTS for run in plan.finals(records, data, word, long)]
+    rows = [row for row in summarise(runs) if not row["at_default_threshold"]]
+    keys = list(dict.fromkeys(key for row in rows for key in row["metrics"] if "-" in key))
+    cells = [[title(plan.word_of(row)), *(metric_cell(row, key) for key in keys)] for row in rows]
+    return _table(["AP", *(key.partition("-")[2] for key in keys)], cells)
 
 
 def parts(records):
@@ -189,10 +199,12 @@ def others(records, data):
 
 def settings(records, data):
     """RetinaNet with the authors' box loss, and with AdamW."""
-    parts = [
-        (name, plan.config("retinanet", data, suffix), words)
-        for suffix, (name, words) in SETTINGS.items()
-    ]
+    paths = {suffix: plan.config("retinanet", data, suffix) for suffix in SETTINGS}
+    words = {
+        "_smooth_l1": words_of(records, data, paths["_smooth_l1"]),
+        "_adamw": plan.MAIN,
+    }
+    parts = [(name, paths[suffix], words[suffix]) for suffix, name in SETTINGS.items()]
     return _several_configs(records, data, parts)
 
 
@@ -231,6 +243,7 @@ EVIDENCE_TABLES = {
     "evidence_runs": runs,
     "evidence_tuning": tuning,
     "evidence_parts": parts,
+    "evidence_classes": functools.partial(classes, data="bccd", long=True),
     "evidence_beyond": beyond,
     "evidence_investigation": investigation,
 }
