@@ -54,7 +54,7 @@ from sampling_free.comparison.records import Records
 from sampling_free.comparison.run import Workshop
 from sampling_free.comparison.side_by_side import POLL, SideBySide
 from sampling_free.comparison.store import Output
-from sampling_free.comparison.summary import summarise
+from sampling_free.comparison.summary import of_best_ap, summarise
 from sampling_free.comparison.table import summary_table
 from sampling_free.errors import BadInput, require_writable
 from sampling_free.variants import VARIANTS
@@ -193,11 +193,10 @@ def chosen_rates(runs, records, best_only=False):
     for run in runs:
         key = run.config, run.variant, run.override
         tried = [r for r in records if (r["config"], r.get("variant"), r.get("override")) == key]
-        tried = [r for r in tried if r.get("bbox/AP") is not None]
-        if not tried:
+        best = of_best_ap(tried)
+        if best is None:
             lost.append(f"{run.title}: no learning rate led to an AP; give smaller --rates")
             continue
-        best = max(tried, key=lambda r: r["bbox/AP"])
         chosen[with_rates([run], [best["learning_rate"]])[0]] = best["bbox/AP"]
     if not chosen:
         raise BadInput(lost[0])

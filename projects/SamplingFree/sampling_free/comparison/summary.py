@@ -2,6 +2,7 @@
 
     summarise(runs, confidence=0.95) -> list[dict]    # a row for each variant, see there
     label(run) -> str                                 # what a run's variant is called
+    of_best_ap(records) -> dict or None               # the run that chooses a learning rate
     table.summary_table(rows) -> (head, cells)        # the same as strings, for every table
 
 A row's difference to the reference, the first variant, is taken seed by seed: both runs of a pair
@@ -33,6 +34,19 @@ def label(run):
     """
     name = run.get("variant") or os.path.splitext(os.path.basename(run.get("config") or "run"))[0]
     return f"{name}:{run['override']}" if run.get("override") else name
+
+
+def of_best_ap(records):
+    """The record of largest "bbox/AP", of equal ones the first.
+
+    Args:
+        records (list[dict]): of runs that tried learning rates.
+
+    Returns:
+        dict or None: None where no run led to an AP.
+    """
+    found = [r for r in records if r.get("bbox/AP") is not None]
+    return max(found, key=lambda r: r["bbox/AP"], default=None)
 
 
 def summarise(runs, confidence=0.95):
