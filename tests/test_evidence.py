@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -331,3 +332,17 @@ def test_every_number_of_the_readmes_findings_is_on_the_page():
     page = PAGE.read_text()
     missing = [x for x in numbers if not re.search(rf"(?<![\d.,]){re.escape(x)}(?![.,]?\d)", page)]
     assert len(numbers) > 10 and missing == []
+
+
+def test_the_example_of_a_third_data_set_is_a_config(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+    path = tmp_path / "configs/evidence/retinanet_voc.py"
+    path.write_text(example)
+    cfg = load_config(str(path), [], variant=plan.FOCAL)
+    assert cfg.model.num_classes == 20 and cfg.train.max_iter == 4000
+    with torch.device("meta"):
+        assert instantiate(cfg.model).num_classes == 20
+    for loader, split in ((cfg.dataloader.train, "trainval"), (cfg.dataloader.test, "test")):
+        names = loader.dataset.names
+        assert (names.root, names.split, len(names.classes)) == ("VOC2007", split, 20)
