@@ -272,6 +272,11 @@ def test_the_table_of_rates():
     table = cells(evidence_tables.rates([*made_up(), lost], "bccd"))
     assert table[plan.VARIANTS[plan.FULL]] == ["19.9", "19.9", "19.9", "20.0", "20.0"]
     assert table["GHM-C"] == ["-"] * 4 + ["diverged"] and "OHEM" not in table
+    fcos = {**lost, "variant": plan.FOCAL, "config": plan.config("fcos", "bccd")}
+    smooth = {**lost, "config": plan.config("retinanet", "bccd", "_smooth_l1")}
+    table = cells(evidence_tables.rates_of_others([*made_up(), fcos, smooth], "bccd"))
+    assert list(table)[2:] == ["FCOS: focal loss", "authors' box loss: GHM-C"]
+    assert table["FCOS: focal loss"][-1] == "diverged"
 
 
 def test_the_table_of_a_rate_beyond_those_tried():

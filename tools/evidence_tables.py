@@ -132,12 +132,32 @@ def verdict_cell(row, verdict):
 
 def rates(records, data):
     """AP on the split for choosing, one seed: a row for each variant, a column for each rate."""
+    path = plan.config("retinanet", data)
+    return _rates(_rates_cells(records, data, words_of(records, data), path))
+
+
+def rates_of_others(records, data):
+    """The same of the other detectors, and of RetinaNet with the authors' box loss."""
+    path = plan.config("retinanet", data, "_smooth_l1")
     cells = []
-    for word in words_of(records, data):
-        found = {r["learning_rate"]: r for r in plan.tried(records, data, word)}
+    for detector, words in plan.OTHERS.items():
+        of_detector = _rates_cells(records, data, words, plan.config(detector, data))
+        cells += [[f"{DETECTORS[detector]}: {name}", *aps] for name, *aps in of_detector]
+    of_box_loss = _rates_cells(records, data, words_of(records, data, path), path)
+    cells += [[f"authors' box loss: {name}", *aps] for name, *aps in of_box_loss]
+    return _rates(cells)
+
+
+def _rates_cells(records, data, words, path):
+    cells = []
+    for word in words:
+        found = {r["learning_rate"]: r for r in plan.tried(records, data, word, path)}
         if found:
-            aps = [_ap(found.get(rate)) for rate in plan.RATES]
-            cells.append([title(word), *aps])
+            cells.append([title(word), *(_ap(found.get(rate)) for rate in plan.RATES)])
+    return cells
+
+
+def _rates(cells):
     return _table(["AP on val", *(f"rate {rate:g}" for rate in plan.RATES)], cells)
 
 
@@ -252,6 +272,7 @@ for _data in plan.SPLITS:
         f"evidence_{_data}": functools.partial(variants, data=_data),
         f"evidence_{_data}_long": functools.partial(variants, data=_data, long=True),
         f"evidence_rates_{_data}": functools.partial(rates, data=_data),
+        f"evidence_rates_others_{_data}": functools.partial(rates_of_others, data=_data),
         f"evidence_others_{_data}": functools.partial(others, data=_data),
         f"evidence_settings_{_data}": functools.partial(settings, data=_data),
     }
