@@ -287,6 +287,23 @@ def test_the_table_of_a_rate_beyond_those_tried():
     assert table[plan.VARIANTS[plan.GRADIENT]][-1] == "not run"
 
 
+def test_the_table_of_both_guides_against_the_usual_remedy():
+    more = [record("bccd", TUNED, 0.02, s, "test", 31.0 + s / 10) for s in plan.SEEDS]
+    more += [record("bccd", TUNED, 0.02, 0, "val", 20.0)]
+    lines = evidence_tables.against_usual(made_up() + more).splitlines()[2:]
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in lines]
+    assert all(row[-1] == "not run" for row in rows[4:])
+    full, gradient, *tuned = rows[:4]
+    assert full[2:] == ["focal loss", plan.VARIANTS[plan.FULL], "5", "33.2", "30.2"] + [
+        "-3.0 (-3.0 to -3.0)",
+        "-3.0 to -3.0",
+        "worse",
+    ]
+    assert gradient[-3].startswith("-2.0") and gradient[-1] == "worse"
+    assert [row[2] for row in tuned] == ["focal loss, alpha 0.5, gamma 1.0"] * 2
+    assert [row[-3][:4] for row in tuned] == ["-1.0", "+0.0"] and tuned[1][-1] == "open"
+
+
 def test_the_table_of_the_investigation():
     def run(prior, weight, ap):
         word = f"{plan.BCE}:model.prior={prior},model.guide={weight}"

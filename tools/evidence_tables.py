@@ -228,6 +228,55 @@ def settings(records, data):
     return _several_configs(records, data, parts)
 
 
+def against_usual(records):
+    """Both guides against what a detector usually has: focal loss, or biased sampling.
+
+    A row for each setting and guide; the difference is that of the method to the usual remedy.
+    """
+    from sampling_free.comparison.summary import summarise, verdict
+    from sampling_free.comparison.table import difference_cell, mean_cell, over_images_cell
+
+    cells = []
+    for data in plan.SPLITS:
+        for name, path, (full, gradient, usual), long in _settings_with_usual(records, data):
+            base = plan.finals(records, data, usual, long, path)
+            for word in (full, gradient):
+                mine = plan.finals(records, data, word, long, path)
+                setting = [DATA[data], name, title(usual), title(word)]
+                if not base or not mine:
+                    cells.append([*setting, *["-"] * 5, NOT_RUN])
+                    continue
+                rows = [r for r in summarise([*base, *mine]) if not r["at_default_threshold"]]
+                row = rows[-1]
+                cells.append(
+                    [
+                        *setting,
+                        len(row["seeds"]),
+                        *(mean_cell(r, "bbox/AP") for r in rows),
+                        difference_cell(row, "bbox/AP"),
+                        over_images_cell(row, "bbox/AP"),
+                        verdict_cell(row, verdict),
+                    ]
+                )
+    head = ["data", "setting", "usual", "method", "seeds", "AP of usual", "AP of method"]
+    return _table([*head, "difference (95 %)", "over images (95 %)", "verdict"], cells)
+
+
+def _settings_with_usual(records, data):
+    """Name, config, (the method with both guides, the usual remedy) and whether it is long."""
+    retinanet = plan.FULL, plan.GRADIENT, plan.FOCAL
+    path = plan.config("retinanet", data)
+    yield "RetinaNet", path, retinanet, False
+    for word in words_of(records, data):
+        if word.startswith(f"{plan.FOCAL}:"):
+            yield "RetinaNet", path, (plan.FULL, plan.GRADIENT, word), False
+    yield "RetinaNet, long", path, retinanet, True
+    for suffix, name in SETTINGS.items():
+        yield name, plan.config("retinanet", data, suffix), retinanet, False
+    for detector, words in plan.OTHERS.items():
+        yield DETECTORS[detector], plan.config(detector, data), words, False
+
+
 def _several_configs(records, data, parts):
     tables = []
     for name, path, words in parts:
@@ -261,6 +310,7 @@ def _table(head, cells):
 
 EVIDENCE_TABLES = {
     "evidence_runs": runs,
+    "evidence_usual": against_usual,
     "evidence_tuning": tuning,
     "evidence_parts": parts,
     "evidence_classes": functools.partial(classes, data="bccd", long=True),
