@@ -292,8 +292,9 @@ def test_the_table_of_both_guides_against_the_usual_remedy():
     more += [record("bccd", TUNED, 0.02, 0, "val", 20.0)]
     lines = evidence_tables.against_usual(made_up() + more).splitlines()[2:]
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in lines]
-    assert all(row[-1] == "not run" for row in rows[4:])
+    assert all(row[-1] == "not run" for row in rows[6:])
     full, gradient, *tuned = rows[:4]
+    assert [row[2] for row in rows[4:6]] == [plan.VARIANTS[plan.BCE]] * 2
     assert full[2:] == ["focal loss", plan.VARIANTS[plan.FULL], "5", "33.2", "30.2"] + [
         "-3.0 (-3.0 to -3.0)",
         "-3.0 to -3.0",

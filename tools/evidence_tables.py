@@ -130,6 +130,20 @@ def verdict_cell(row, verdict):
     return verdict(row["differences"].get("bbox/AP"))
 
 
+def ratios(records):
+    """The mean r of both guides in RetinaNet: a row for each data set and setting."""
+    cells = []
+    for data in plan.SPLITS:
+        settings = {("", False): "RetinaNet", ("", True): "RetinaNet, long"}
+        settings |= {(suffix, False): name for suffix, name in SETTINGS.items()}
+        for (suffix, long), name in settings.items():
+            path = plan.config("retinanet", data, suffix)
+            runs = [plan.finals(records, data, w, long, path) for w in (plan.FULL, plan.GRADIENT)]
+            cells.append([DATA[data], name, *(plan.mean_ratio(x) or NOT_RUN for x in runs)])
+    head = ["data", "setting", *(title(w) for w in (plan.FULL, plan.GRADIENT))]
+    return _table(head, cells)
+
+
 def rates(records, data):
     """AP on the split for choosing, one seed: a row for each variant, a column for each rate."""
     path = plan.config("retinanet", data)
@@ -229,20 +243,20 @@ def settings(records, data):
 
 
 def against_usual(records):
-    """Both guides against what a detector usually has: focal loss, or biased sampling.
+    """Both guides against what a detector usually has, and RetinaNet's against no guide.
 
-    A row for each setting and guide; the difference is that of the method to the usual remedy.
+    A row for each setting and guide; the difference is that of the method to the other one.
     """
     from sampling_free.comparison.summary import summarise, verdict
     from sampling_free.comparison.table import difference_cell, mean_cell, over_images_cell
 
     cells = []
     for data in plan.SPLITS:
-        for name, path, (full, gradient, usual), long in _settings_with_usual(records, data):
-            base = plan.finals(records, data, usual, long, path)
+        for name, path, (full, gradient, other), long in _settings_with_usual(records, data):
+            base = plan.finals(records, data, other, long, path)
             for word in (full, gradient):
                 mine = plan.finals(records, data, word, long, path)
-                setting = [DATA[data], name, title(usual), title(word)]
+                setting = [DATA[data], name, title(other), title(word)]
                 if not base or not mine:
                     cells.append([*setting, *["-"] * 5, NOT_RUN])
                     continue
@@ -258,21 +272,21 @@ def against_usual(records):
                         verdict_cell(row, verdict),
                     ]
                 )
-    head = ["data", "setting", "usual", "method", "seeds", "AP of usual", "AP of method"]
+    head = ["data", "setting", "against", "method", "seeds", "its AP", "AP of method"]
     return _table([*head, "difference (95 %)", "over images (95 %)", "verdict"], cells)
 
 
 def _settings_with_usual(records, data):
-    """Name, config, (the method with both guides, the usual remedy) and whether it is long."""
-    retinanet = plan.FULL, plan.GRADIENT, plan.FOCAL
+    """Name, config, (the method with both guides, the other one) and whether it is long."""
     path = plan.config("retinanet", data)
-    yield "RetinaNet", path, retinanet, False
-    for word in words_of(records, data):
-        if word.startswith(f"{plan.FOCAL}:"):
-            yield "RetinaNet", path, (plan.FULL, plan.GRADIENT, word), False
-    yield "RetinaNet, long", path, retinanet, True
-    for suffix, name in SETTINGS.items():
-        yield name, plan.config("retinanet", data, suffix), retinanet, False
+    tuned = [word for word in words_of(records, data) if word.startswith(f"{plan.FOCAL}:")]
+    for other in (plan.FOCAL, *tuned, plan.BCE):
+        yield "RetinaNet", path, (plan.FULL, plan.GRADIENT, other), False
+    for other in (plan.FOCAL, plan.BCE):
+        yield "RetinaNet, long", path, (plan.FULL, plan.GRADIENT, other), True
+        for suffix, name in SETTINGS.items():
+            of_setting = plan.config("retinanet", data, suffix)
+            yield name, of_setting, (plan.FULL, plan.GRADIENT, other), False
     for detector, words in plan.OTHERS.items():
         yield DETECTORS[detector], plan.config(detector, data), words, False
 
@@ -312,6 +326,7 @@ EVIDENCE_TABLES = {
     "evidence_runs": runs,
     "evidence_usual": against_usual,
     "evidence_tuning": tuning,
+    "evidence_ratios": ratios,
     "evidence_parts": parts,
     "evidence_classes": functools.partial(classes, data="bccd", long=True),
     "evidence_beyond": beyond,
