@@ -167,6 +167,31 @@ def test_the_long_runs_have_the_rates_of_the_short_ones():
     assert len(compare.parse_args(words_of("bccd-long", without + lost)).variants) == 3
 
 
+def test_a_rate_of_the_long_schedule_is_chosen_at_its_length_too():
+    records = made_up()
+    args = compare.parse_args(words_of("bccd-long-rates", records))
+    assert len(args.variants) == 20 and args.final == ["train", "val"] and args.choose is None
+    assert args.overrides == ["train.max_iter=800"] and args.seeds == [0]
+    of_val = {"test_split": "val", "bootstrap": None}
+    long = [
+        {**long_record(word, rate, 50.0 - abs(rate - 0.01)), **of_val}
+        for word, rate in itertools.product(plan.MAIN, plan.RATES)
+    ]
+    assert words_of("bccd-long-own", records + long[1:]) is None, "it waits for all"
+    args = compare.parse_args(words_of("bccd-long-own", records + long))
+    assert args.variants == [plan._with(word, "optimizer.lr=0.01") for word in plan.MAIN]
+    assert args.overrides == ["train.max_iter=800"] and args.seeds == list(plan.SEEDS)
+    # The choice of the short schedule is as before, and so are the runs that follow from it.
+    assert {w: plan.chosen_rate(records + long, "bccd", w) for w in RATE_OF} == RATE_OF
+    ends = [long_record(plan.FULL, rate, ap) for rate, ap in ((0.08, 40.0), (0.01, 41.0))]
+    assert plan.finals(records + long + ends, "bccd", plan.FULL, long=True) == ends[:1]
+    table = cells(evidence_tables.own_rates(records + long + ends, "bccd"))
+    assert table[plan.VARIANTS[plan.FULL]][:3] == ["0.01", "1", "41.0"]
+    assert table[plan.VARIANTS[plan.BCE]][-1] == "not run"
+    table = cells(evidence_tables.rates_long(records + long, "bccd"))
+    assert table[plan.VARIANTS[plan.FOCAL]] == ["50.0", "50.0", "50.0", "50.0", "49.9"]
+
+
 def test_final_runs_are_told_from_those_at_other_rates_and_lengths():
     records = made_up()
     other = record("bccd", plan.FULL, 0.02, 0, "test", 99.0)

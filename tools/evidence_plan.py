@@ -106,6 +106,8 @@ def blocks():
     then += [Block("parts", parts), Block("investigation", _investigation)]
     beyond = [_with(variant, f"optimizer.lr={BEYOND}") for variant in (FULL, GRADIENT)]
     then.append(Block("bccd-beyond", lambda records: _long_words("bccd", beyond, SMOKE)))
+    then.append(Block("bccd-long-rates", _long_rates("bccd")))
+    then.append(Block("bccd-long-own", _long_own("bccd")))
     for data in SPLITS:
         then.append(Block(f"{data}-long-five", _long(data, MAIN, SEEDS)))
         then.append(Block(f"{data}-long-constant-five", _long_constant(data, SEEDS)))
@@ -127,8 +129,9 @@ def blocks():
     return [*first, *then, *last]
 
 
-def _words(path, variants, data, rates=(), seeds=SEEDS, extra=(), choose=True):
+def _words(path, variants, data, rates=(), seeds=SEEDS, extra=(), choose=True, splits=()):
     choosing, final = SPLITS[data]
+    final = splits or final
     words = ["--config-file", path, "--variants", *variants, "--seeds", *map(str, seeds)]
     words += ["--rates", *map(str, rates)] if rates else []
     words += ["--choose", *choosing] if choose else []
@@ -195,9 +198,31 @@ def _long_constant(data, seeds):
     return words
 
 
-def _long_words(data, variants, seeds):
+def _long_rates(data):
+    """The long schedule at every rate on the split for choosing, as single runs.
+
+    With --choose the runs on the test set would be others than those of the long blocks.
+    """
+    variants = [_with(v, f"optimizer.lr={rate}") for v in MAIN for rate in RATES]
+    return lambda records: _long_words(data, variants, SEEDS[:1], SPLITS[data][0])
+
+
+def _long_own(data):
+    """At the rates that were chosen at that length."""
+
+    def words(records):
+        rates = {v: own_rate(records, data, v) for v in MAIN}
+        if not all(len(tried_long(records, data, v)) == len(RATES) for v in MAIN):
+            return None
+        known = [_with(v, f"optimizer.lr={rate}") for v, rate in rates.items() if rate]
+        return _long_words(data, known, SEEDS)
+
+    return words
+
+
+def _long_words(data, variants, seeds, splits=()):
     path, extra = config("retinanet", data), [f"train.max_iter={LONG[data]}"]
-    return _words(path, variants, data, seeds=seeds, extra=extra, choose=False)
+    return _words(path, variants, data, (), seeds, extra, choose=False, splits=splits)
 
 
 def _with(variant, override):
@@ -247,7 +272,23 @@ def tried(records, data, word, path=None):
     """
     mine = of_config(records, path or config("retinanet", data))
     chosen_on = SPLITS[data][0][1]
+    mine = [r for r in mine if r["max_iter"] != LONG[data]]
     return [r for r in mine if r["test_split"] == chosen_on and word_of(r) == word]
+
+
+def tried_long(records, data, word):
+    """The same of RetinaNet with the long schedule, where there are such runs."""
+    mine = [r for r in of_config(records, config("retinanet", data)) if word_of(r) == word]
+    chosen_on = SPLITS[data][0][1]
+    return [r for r in mine if r["test_split"] == chosen_on and r["max_iter"] == LONG[data]]
+
+
+def own_rate(records, data, word):
+    """float or None: of best AP with the long schedule, as :func:`chosen_rate`."""
+    from sampling_free.comparison.summary import of_best_ap
+
+    best = of_best_ap(tried_long(records, data, word))
+    return best and best["optimizer_lr"]
 
 
 def chosen_rate(records, data, word, path=None):
@@ -258,17 +299,18 @@ def chosen_rate(records, data, word, path=None):
     return best and best["learning_rate"]
 
 
-def finals(records, data, word, long=False, path=None):
+def finals(records, data, word, long=False, path=None, rate=None):
     """The runs on the test set of one variant, at the rate that was chosen.
 
     Args:
         records, data, word, path: as of :func:`tried`.
         long (bool): of the long schedule.
+        rate (float or None): another one than that chosen with the short schedule.
 
     Returns:
         list[dict]: one for each seed.
     """
-    rate = chosen_rate(records, data, word, path)
+    rate = rate or chosen_rate(records, data, word, path)
     mine = of_config(records, path or config("retinanet", data))
     # Of a constant that is the mean r of the long schedule no rate was chosen.
     return [

@@ -86,6 +86,15 @@ def beyond(records):
     return _compared(records, "bccd", found, plan.config("retinanet", "bccd"))
 
 
+def own_rates(records, data):
+    """RetinaNet, long schedule, each at the rate that was chosen at that length."""
+    found = {}
+    for word in plan.MAIN:
+        rate = plan.own_rate(records, data, word)
+        found[word] = rate and plan.finals(records, data, word, long=True, rate=rate) or []
+    return _compared(records, data, found, plan.config("retinanet", data))
+
+
 def _compared(records, data, found, path):
     from sampling_free.comparison.summary import summarise, verdict
     from sampling_free.comparison.table import difference_cell, metric_cell, over_images_cell
@@ -146,28 +155,34 @@ def ratios(records):
 
 def rates(records, data):
     """AP on the split for choosing, one seed: a row for each variant, a column for each rate."""
-    path = plan.config("retinanet", data)
-    return _rates(_rates_cells(records, data, words_of(records, data), path))
+    found = {word: plan.tried(records, data, word) for word in words_of(records, data)}
+    return _rates(_rates_cells(found))
+
+
+def rates_long(records, data):
+    """The same with the long schedule, of the four main variants."""
+    found = {word: plan.tried_long(records, data, word) for word in plan.MAIN}
+    return _rates(_rates_cells(found))
 
 
 def rates_of_others(records, data):
     """The same of the other detectors, and of RetinaNet with the authors' box loss."""
     path = plan.config("retinanet", data, "_smooth_l1")
+    parts = {DETECTORS[d]: (plan.config(d, data), words) for d, words in plan.OTHERS.items()}
+    parts["authors' box loss"] = path, words_of(records, data, path)
     cells = []
-    for detector, words in plan.OTHERS.items():
-        of_detector = _rates_cells(records, data, words, plan.config(detector, data))
-        cells += [[f"{DETECTORS[detector]}: {name}", *aps] for name, *aps in of_detector]
-    of_box_loss = _rates_cells(records, data, words_of(records, data, path), path)
-    cells += [[f"authors' box loss: {name}", *aps] for name, *aps in of_box_loss]
+    for name, (path, words) in parts.items():
+        found = {word: plan.tried(records, data, word, path) for word in words}
+        cells += [[f"{name}: {row}", *aps] for row, *aps in _rates_cells(found)]
     return _rates(cells)
 
 
-def _rates_cells(records, data, words, path):
+def _rates_cells(found):
     cells = []
-    for word in words:
-        found = {r["learning_rate"]: r for r in plan.tried(records, data, word, path)}
-        if found:
-            cells.append([title(word), *(_ap(found.get(rate)) for rate in plan.RATES)])
+    for word, runs in found.items():
+        by_rate = {r["optimizer_lr"]: r for r in runs}
+        if runs:
+            cells.append([title(word), *(_ap(by_rate.get(rate)) for rate in plan.RATES)])
     return cells
 
 
@@ -301,12 +316,12 @@ def _several_configs(records, data, parts):
 
 def runs(records):
     """How many runs lie behind the page: a row for each config and schedule."""
-    counts = {}
+    counts, choosing = {}, {first[1] for first, _ in plan.SPLITS.values()}
     for r in records:
         stem = os.path.splitext(os.path.basename(r["config"]))[0]
         row = counts.setdefault((stem, r["max_iter"]), [0, 0, 0, set()])
         row[0] += 1
-        row[1] += bool(r.get("choosing"))
+        row[1] += r["test_split"] in choosing
         row[2] += bool(r.get("failed"))
         row[3].add(r["device"])
     cells = [
@@ -330,6 +345,8 @@ EVIDENCE_TABLES = {
     "evidence_parts": parts,
     "evidence_classes": functools.partial(classes, data="bccd", long=True),
     "evidence_beyond": beyond,
+    "evidence_long_rates": functools.partial(rates_long, data="bccd"),
+    "evidence_long_own": functools.partial(own_rates, data="bccd"),
     "evidence_investigation": investigation,
 }
 for _data in plan.SPLITS:
