@@ -244,7 +244,7 @@ def cells(table):
 def test_the_table_of_variants():
     table = cells(evidence_tables.variants(made_up(), "bccd"))
     full = table[plan.VARIANTS[plan.FULL]]
-    assert full[:2] == ["0.08", "5"] and full[2].startswith("30.2 ± 0.2 (30.0 to 30.4)")
+    assert full[:2] == ["0.08*", "5"] and full[2].startswith("30.2 ± 0.2 (30.0 to 30.4)")
     bce = table[plan.VARIANTS[plan.BCE]]
     # Two more with every seed, and with every drawing.
     assert bce[4:] == ["+2.0 (+2.0 to +2.0)", "+2.0 to +2.0", "better"]

@@ -115,7 +115,7 @@ def _compared(records, data, found, path):
             cells.append(
                 [
                     title(word) + at,
-                    f"{_rate(row, found[word]):g}",
+                    _rate_cell(_rate(row, found[word]), plan.tried(records, data, word, path)),
                     f"{seeds - len(row['diverged'])} of {seeds}" if row["diverged"] else seeds,
                     metric_cell(row, "bbox/AP"),
                     metric_cell(row, "bbox/AP50").partition(" (")[0],
@@ -131,6 +131,13 @@ def _compared(records, data, found, path):
 
 def _rate(row, runs):
     return next(r["optimizer_lr"] for r in runs if r["override"] == row["override"])
+
+
+def _rate_cell(rate, tried):
+    """With an asterisk where the rate that was chosen is the smallest or largest tried."""
+    rates = sorted(r["optimizer_lr"] for r in tried)
+    at_end = len(rates) > 1 and rate in (rates[0], rates[-1])
+    return f"{rate:g}" + "*" * at_end
 
 
 def verdict_cell(row, verdict):
