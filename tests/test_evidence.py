@@ -188,6 +188,14 @@ def test_a_rate_of_the_long_schedule_is_chosen_at_its_length_too():
     table = cells(evidence_tables.own_rates(records + long + ends, "bccd"))
     assert table[plan.VARIANTS[plan.FULL]][:3] == ["0.01", "1", "41.0"]
     assert table[plan.VARIANTS[plan.BCE]][-1] == "not run"
+    bce = [long_record(plan.BCE, rate, ap) for rate, ap in ((0.02, 38.0), (0.01, 39.0))]
+    table = rows(evidence_tables.against_usual(records + long + ends + bce))
+    (row,) = (
+        x for x in table if x[1:3] == ["RetinaNet, long", plan.VARIANTS[plan.BCE]] and "39.0" in x
+    )
+    assert row[5:8] == ["39.0", "41.0", "+2.0 (one seed: no interval)"], (
+        "at the rate of this length"
+    )
     table = cells(evidence_tables.rates_long(records + long, "bccd"))
     assert table[plan.VARIANTS[plan.FOCAL]] == ["50.0", "50.0", "50.0", "50.0", "49.9"]
 
@@ -235,10 +243,14 @@ def test_imbalance_of_the_80_classes_is_great(tmp_path, monkeypatch, seed):
 # --- tables and pictures --------------------------------------------------------------------------
 
 
+def rows(table):
+    """The cells of a Markdown table, row by row."""
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
 def cells(table):
-    """The cells of a Markdown table, by the first one of their row."""
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines()]
-    return {row[0]: row[1:] for row in rows}
+    """The same by the first one of each row."""
+    return {row[0]: row[1:] for row in rows(table)}
 
 
 def test_the_table_of_variants():
@@ -315,11 +327,10 @@ def test_the_table_of_a_rate_beyond_those_tried():
 def test_the_table_of_both_guides_against_the_usual_remedy():
     more = [record("bccd", TUNED, 0.02, s, "test", 31.0 + s / 10) for s in plan.SEEDS]
     more += [record("bccd", TUNED, 0.02, 0, "val", 20.0)]
-    lines = evidence_tables.against_usual(made_up() + more).splitlines()[2:]
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in lines]
-    assert all(row[-1] == "not run" for row in rows[6:])
-    full, gradient, *tuned = rows[:4]
-    assert [row[2] for row in rows[4:6]] == [plan.VARIANTS[plan.BCE]] * 2
+    table = rows(evidence_tables.against_usual(made_up() + more))[2:]
+    assert all(row[-1] == "not run" for row in table[6:])
+    full, gradient, *tuned = table[:4]
+    assert [row[2] for row in table[4:6]] == [plan.VARIANTS[plan.BCE]] * 2
     assert full[2:] == ["focal loss", plan.VARIANTS[plan.FULL], "5", "33.2", "30.2"] + [
         "-3.0 (-3.0 to -3.0)",
         "-3.0 to -3.0",

@@ -275,9 +275,11 @@ def against_usual(records):
     cells = []
     for data in plan.SPLITS:
         for name, path, (full, gradient, other), long in _settings_with_usual(records, data):
-            base = plan.finals(records, data, other, long, path)
+            rate = plan.own_rate(records, data, other) if long else None
+            base = plan.finals(records, data, other, long, path, rate)
             for word in (full, gradient):
-                mine = plan.finals(records, data, word, long, path)
+                rate = plan.own_rate(records, data, word) if long else None
+                mine = plan.finals(records, data, word, long, path, rate)
                 setting = [DATA[data], name, title(other), title(word)]
                 if not base or not mine:
                     cells.append([*setting, *["-"] * 5, NOT_RUN])
