@@ -314,6 +314,11 @@ def test_the_table_of_rates():
     table = cells(evidence_tables.rates_of_others([*made_up(), fcos, smooth], "bccd"))
     assert list(table)[2:] == ["FCOS: focal loss", "authors' box loss: GHM-C"]
     assert table["FCOS: focal loss"][-1] == "diverged"
+    assert [rate / 20 for rate in plan.RATES] == pytest.approx(plan.ADAMW_RATES)
+    adamw = {**lost, "config": plan.config("retinanet", "bccd", "_adamw"), "bbox/AP": 3.0}
+    adamw = {**adamw, "variant": plan.FOCAL, "optimizer_lr": plan.ADAMW_RATES[1]}
+    table = cells(evidence_tables.rates_of_others([adamw], "bccd"))
+    assert table["AdamW, rate / 20: focal loss"] == ["-", "3.0", "-", "-", "-"]
 
 
 def test_the_table_of_a_rate_beyond_those_tried():

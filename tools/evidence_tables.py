@@ -173,7 +173,7 @@ def rates_long(records, data):
 
 
 def rates_of_others(records, data):
-    """The same of the other detectors, and of RetinaNet with the authors' box loss."""
+    """The same of the other detectors, and of RetinaNet with its other settings."""
     path = plan.config("retinanet", data, "_smooth_l1")
     parts = {DETECTORS[d]: (plan.config(d, data), words) for d, words in plan.OTHERS.items()}
     parts["authors' box loss"] = path, words_of(records, data, path)
@@ -181,15 +181,18 @@ def rates_of_others(records, data):
     for name, (path, words) in parts.items():
         found = {word: plan.tried(records, data, word, path) for word in words}
         cells += [[f"{name}: {row}", *aps] for row, *aps in _rates_cells(found)]
-    return _rates(cells)
+    path = plan.config("retinanet", data, "_adamw")
+    found = {word: plan.tried(records, data, word, path) for word in plan.MAIN}
+    of_adamw = _rates_cells(found, plan.ADAMW_RATES)
+    return _rates([*cells, *([f"AdamW, rate / 20: {row}", *aps] for row, *aps in of_adamw)])
 
 
-def _rates_cells(found):
+def _rates_cells(found, rates=plan.RATES):
     cells = []
     for word, runs in found.items():
         by_rate = {r["optimizer_lr"]: r for r in runs}
         if runs:
-            cells.append([title(word), *(_ap(by_rate.get(rate)) for rate in plan.RATES)])
+            cells.append([title(word), *(_ap(by_rate.get(rate)) for rate in rates)])
     return cells
 
 
