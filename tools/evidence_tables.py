@@ -29,7 +29,8 @@ def title(word):
     values = dict(x.removeprefix("model.").split("=") for x in override.split(","))
     if "prior" not in values:
         return f"BCE, measured prior, times the mean r of {values['guide']}"
-    return f"BCE, prior {values['prior']}, times {values['guide']}"
+    prior = values["prior"].replace("auto", "measured")
+    return f"BCE, prior {prior}, times {values['guide']}"
 
 
 def words_of(records, data, path=None):
