@@ -13,6 +13,7 @@ import compare
 import evidence
 import evidence_figures
 import evidence_plan as plan
+import evidence_rates
 import evidence_tables
 from sampling_free.comparison.plan import runs_of_variants
 from sampling_free.config import load_config
@@ -196,7 +197,7 @@ def test_a_rate_of_the_long_schedule_is_chosen_at_its_length_too():
     assert row[5:8] == ["39.0", "41.0", "+2.0 (one seed: no interval)"], (
         "at the rate of this length"
     )
-    table = cells(evidence_tables.rates_long(records + long, "bccd"))
+    table = cells(evidence_rates.rates_long(records + long, "bccd"))
     assert table[plan.VARIANTS[plan.FOCAL]] == ["50.0", "50.0", "50.0", "50.0", "49.9"]
 
 
@@ -306,18 +307,18 @@ def test_the_table_of_classes():
 
 def test_the_table_of_rates():
     lost = record("bccd", "ghm", 0.08, 0, "val", None)
-    table = cells(evidence_tables.rates([*made_up(), lost], "bccd"))
+    table = cells(evidence_rates.rates([*made_up(), lost], "bccd"))
     assert table[plan.VARIANTS[plan.FULL]] == ["19.9", "19.9", "19.9", "20.0", "20.0"]
     assert table["GHM-C"] == ["-"] * 4 + ["diverged"] and "OHEM" not in table
     fcos = {**lost, "variant": plan.FOCAL, "config": plan.config("fcos", "bccd")}
     smooth = {**lost, "config": plan.config("retinanet", "bccd", "_smooth_l1")}
-    table = cells(evidence_tables.rates_of_others([*made_up(), fcos, smooth], "bccd"))
+    table = cells(evidence_rates.rates_of_others([*made_up(), fcos, smooth], "bccd"))
     assert list(table)[2:] == ["FCOS: focal loss", "authors' box loss: GHM-C"]
     assert table["FCOS: focal loss"][-1] == "diverged"
     assert [rate / 20 for rate in plan.RATES] == pytest.approx(plan.ADAMW_RATES)
     adamw = {**lost, "config": plan.config("retinanet", "bccd", "_adamw"), "bbox/AP": 3.0}
     adamw = {**adamw, "variant": plan.FOCAL, "optimizer_lr": plan.ADAMW_RATES[1]}
-    table = cells(evidence_tables.rates_of_others([adamw], "bccd"))
+    table = cells(evidence_rates.rates_of_others([adamw], "bccd"))
     assert table["AdamW, rate / 20: focal loss"] == ["-", "3.0", "-", "-", "-"]
 
 
@@ -352,7 +353,7 @@ def test_the_table_of_the_investigation():
         return record("hard", word, plan.INVESTIGATED_AT, 0, "test", ap)
 
     records = [run("0.5", 1, None), run("0.5", 0.1, 3.0), run("auto", 1, 5.0)]
-    table = cells(evidence_tables.investigation(records))
+    table = cells(evidence_rates.investigation(records))
     assert table["0.5"][:3] == ["diverged", "3.0", "not run"]
     assert table["measured"][:2] == ["5.0", "not run"] and table["measured"][3:] == ["", ""]
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 import evidence_plan as plan
-from evidence_tables import DATA, title, words_of
+from evidence_names import DATA, title, words_of
 from sampling_free.cli import one_line_errors
 from sampling_free.comparison.records import read_records
 from sampling_free.comparison.report_curves import course

@@ -106,9 +106,9 @@ def blocks():
     then += [Block("parts", parts), Block("investigation", _investigation)]
     beyond = [_with(variant, f"optimizer.lr={BEYOND}") for variant in (FULL, GRADIENT)]
     then.append(Block("bccd-beyond", lambda records: _long_words("bccd", beyond, SMOKE)))
-    then.append(Block("bccd-long-rates", _long_rates("bccd")))
-    then.append(Block("bccd-long-own", _long_own("bccd")))
     for data in SPLITS:
+        then.append(Block(f"{data}-long-rates", _long_rates(data)))
+        then.append(Block(f"{data}-long-own", _long_own(data)))
         then.append(Block(f"{data}-long-five", _long(data, MAIN, SEEDS)))
         then.append(Block(f"{data}-long-constant-five", _long_constant(data, SEEDS)))
     for data in SPLITS:
@@ -211,8 +211,8 @@ def _long_own(data):
     """At the rates that were chosen at that length."""
 
     def words(records):
-        rates = {v: own_rate(records, data, v) for v in MAIN}
-        if not all(len(tried_long(records, data, v)) == len(RATES) for v in MAIN):
+        rates = {v: chosen_rate(records, data, v, long=True) for v in MAIN}
+        if not all(len(tried(records, data, v, long=True)) == len(RATES) for v in MAIN):
             return None
         known = [_with(v, f"optimizer.lr={rate}") for v, rate in rates.items() if rate]
         return _long_words(data, known, SEEDS)
@@ -258,7 +258,7 @@ def of_config(records, path):
     return [r for r in records if r["config"].endswith(path.rpartition("/")[2])]
 
 
-def tried(records, data, word, path=None):
+def tried(records, data, word, path=None, long=False):
     """The runs that chose a learning rate, and those that diverged on the way.
 
     Args:
@@ -266,37 +266,29 @@ def tried(records, data, word, path=None):
         data (str): a key of SPLITS.
         word (str): a variant, as of :func:`word_of`.
         path (str or None): of a config; None for RetinaNet.
+        long (bool): of the long schedule, where the four main variants have such runs.
 
     Returns:
         list[dict]
     """
-    mine = of_config(records, path or config("retinanet", data))
-    chosen_on = SPLITS[data][0][1]
-    mine = [r for r in mine if r["max_iter"] != LONG[data]]
-    return [r for r in mine if r["test_split"] == chosen_on and word_of(r) == word]
+    return [
+        r for r in _runs(records, data, word, path, long) if r["test_split"] == SPLITS[data][0][1]
+    ]
 
 
-def tried_long(records, data, word):
-    """The same of RetinaNet with the long schedule, where there are such runs."""
-    mine = [r for r in of_config(records, config("retinanet", data)) if word_of(r) == word]
-    chosen_on = SPLITS[data][0][1]
-    return [r for r in mine if r["test_split"] == chosen_on and r["max_iter"] == LONG[data]]
+def chosen_rate(records, data, word, path=None, long=False):
+    """The learning rate of best AP among those :func:`tried`.
 
+    Args:
+        records, data, word, path, long: as of :func:`tried`.
 
-def own_rate(records, data, word):
-    """float or None: of best AP with the long schedule, as :func:`chosen_rate`."""
-    from sampling_free.comparison.summary import of_best_ap
-
-    best = of_best_ap(tried_long(records, data, word))
-    return best and best["optimizer_lr"]
-
-
-def chosen_rate(records, data, word, path=None):
-    """float or None: of best AP on the split for choosing; None where none led to an AP."""
+    Returns:
+        float or None: None where none led to an AP.
+    """
     from sampling_free.comparison.summary import of_best_ap  # Detectron2 takes seconds to import
 
-    best = of_best_ap(tried(records, data, word, path))
-    return best and best["learning_rate"]
+    best = of_best_ap(tried(records, data, word, path, long))
+    return best and best["optimizer_lr"]
 
 
 def finals(records, data, word, long=False, path=None, rate=None):
@@ -311,16 +303,18 @@ def finals(records, data, word, long=False, path=None, rate=None):
         list[dict]: one for each seed.
     """
     rate = rate or chosen_rate(records, data, word, path)
-    mine = of_config(records, path or config("retinanet", data))
     # Of a constant that is the mean r of the long schedule no rate was chosen.
     return [
         r
-        for r in mine
+        for r in _runs(records, data, word, path, long)
         if r["test_split"] == SPLITS[data][1][1]
-        and word_of(r) == word
-        and (r["max_iter"] == LONG[data]) == long
         and (r["optimizer_lr"] == rate or long and rate is None)
     ]
+
+
+def _runs(records, data, word, path, long):
+    mine = of_config(records, path or config("retinanet", data))
+    return [r for r in mine if word_of(r) == word and (r["max_iter"] == LONG[data]) == long]
 
 
 def beyond(records):

@@ -3,51 +3,9 @@
 import functools
 import os
 
-from tabulate import tabulate
-
 import evidence_plan as plan
-
-NOT_RUN = "not run"
-DATA = {"bccd": "BCCD", "hard": "80 classes"}
-DETECTORS = {"fcos": "FCOS", "atss": "ATSS", "faster_rcnn": "Faster R-CNN"}
-SETTINGS = {"_smooth_l1": "RetinaNet, the authors' box loss", "_adamw": "RetinaNet, AdamW"}
-OWN = "sampled", "biased sampling (Detectron2's)"
-
-
-def title(word):
-    """str: what a variant is called in a table."""
-    if word in plan.VARIANTS or word in plan.PARTS:
-        return plan.VARIANTS.get(word) or plan.PARTS[word]
-    name, _, override = word.partition(":")
-    if name == plan.FOCAL:
-        alpha, gamma = (x.partition("=")[2] for x in override.split(","))
-        return f"focal loss, alpha {alpha}, gamma {gamma}"
-    if word == plan.GUIDED_RCNN:
-        return plan.VARIANTS[plan.GRADIENT]
-    if name == OWN[0]:
-        return OWN[1]
-    values = dict(x.removeprefix("model.").split("=") for x in override.split(","))
-    if "prior" not in values:
-        return f"BCE, measured prior, times the mean r of {values['guide']}"
-    prior = values["prior"].replace("auto", "measured")
-    return f"BCE, prior {prior}, times {values['guide']}"
-
-
-def words_of(records, data, path=None):
-    """The variants of RetinaNet in the order of a table: those of the plan, then what followed.
-
-    Args:
-        records (list[dict]): all.
-        data (str): a key of ``plan.SPLITS``.
-        path (str or None): of a config; None for Detectron2's box loss.
-
-    Returns:
-        list[str]
-    """
-    mine = plan.of_config(records, path or plan.config("retinanet", data))
-    tuned = [r for r in mine if plan.is_tuned(r) and r["test_split"] != plan.SPLITS[data][0][1]]
-    constant = [r for r in mine if plan.is_constant(r)]
-    return list(dict.fromkeys([*plan.VARIANTS, *map(plan.word_of, [*constant, *tuned])]))
+import evidence_rates
+from evidence_names import DATA, DETECTORS, NOT_RUN, SETTINGS, table, title, words_of
 
 
 def variants(records, data, long=False):
@@ -67,7 +25,7 @@ def classes(records, data, long=False):
     rows = [row for row in summarise(runs) if not row["at_default_threshold"]]
     keys = list(dict.fromkeys(key for row in rows for key in row["metrics"] if "-" in key))
     cells = [[title(plan.word_of(row)), *(metric_cell(row, key) for key in keys)] for row in rows]
-    return _table(["AP", *(key.partition("-")[2] for key in keys)], cells)
+    return table(["AP", *(key.partition("-")[2] for key in keys)], cells)
 
 
 def parts(records):
@@ -91,7 +49,7 @@ def own_rates(records, data):
     """RetinaNet, long schedule, each at the rate that was chosen at that length."""
     found = {}
     for word in plan.MAIN:
-        rate = plan.own_rate(records, data, word)
+        rate = plan.chosen_rate(records, data, word, long=True)
         found[word] = rate and plan.finals(records, data, word, long=True, rate=rate) or []
     return _compared(records, data, found, plan.config("retinanet", data))
 
@@ -127,7 +85,7 @@ def _compared(records, data, found, path):
             )
     head = ["variant", "rate", "seeds", "AP", "AP50", "difference (95 %)"]
     head += ["over images (95 %)", "verdict"]
-    return _table(head, cells)
+    return table(head, cells)
 
 
 def _rate(row, runs):
@@ -158,95 +116,7 @@ def ratios(records):
             runs = [plan.finals(records, data, w, long, path) for w in (plan.FULL, plan.GRADIENT)]
             cells.append([DATA[data], name, *(plan.mean_ratio(x) or NOT_RUN for x in runs)])
     head = ["data", "setting", *(title(w) for w in (plan.FULL, plan.GRADIENT))]
-    return _table(head, cells)
-
-
-def rates(records, data):
-    """AP on the split for choosing, one seed: a row for each variant, a column for each rate."""
-    found = {word: plan.tried(records, data, word) for word in words_of(records, data)}
-    return _rates(_rates_cells(found))
-
-
-def rates_long(records, data):
-    """The same with the long schedule, of the four main variants."""
-    found = {word: plan.tried_long(records, data, word) for word in plan.MAIN}
-    return _rates(_rates_cells(found))
-
-
-def rates_of_others(records, data):
-    """The same of the other detectors, and of RetinaNet with its other settings."""
-    path = plan.config("retinanet", data, "_smooth_l1")
-    parts = {DETECTORS[d]: (plan.config(d, data), words) for d, words in plan.OTHERS.items()}
-    parts["authors' box loss"] = path, words_of(records, data, path)
-    cells = []
-    for name, (path, words) in parts.items():
-        found = {word: plan.tried(records, data, word, path) for word in words}
-        cells += [[f"{name}: {row}", *aps] for row, *aps in _rates_cells(found)]
-    path = plan.config("retinanet", data, "_adamw")
-    found = {word: plan.tried(records, data, word, path) for word in plan.MAIN}
-    of_adamw = _rates_cells(found, plan.ADAMW_RATES)
-    return _rates([*cells, *([f"AdamW, rate / 20: {row}", *aps] for row, *aps in of_adamw)])
-
-
-def _rates_cells(found, rates=plan.RATES):
-    cells = []
-    for word, runs in found.items():
-        by_rate = {r["optimizer_lr"]: r for r in runs}
-        if runs:
-            cells.append([title(word), *(_ap(by_rate.get(rate)) for rate in rates)])
-    return cells
-
-
-def _rates(cells):
-    return _table(["AP on val", *(f"rate {rate:g}" for rate in plan.RATES)], cells)
-
-
-def _ap(record):
-    if record is None:
-        return "-"
-    ap = record.get("bbox/AP")
-    return "diverged" if ap is None else f"{ap:.1f}"
-
-
-def tuning(records):
-    """AP on the split for choosing of each focal loss that was tried: a row for each data set."""
-    points = [(0.25, 2.0), *plan.ALPHAS_GAMMAS]
-    cells = []
-    for data in plan.SPLITS:
-        rate = plan.chosen_rate(records, data, plan.FOCAL)
-        row = [DATA[data], f"{rate:g}" if rate else "-"]
-        for alpha, gamma in points:
-            usual = (alpha, gamma) == points[0]
-            override = f":model.focal_loss_alpha={alpha},model.focal_loss_gamma={gamma}"
-            word = plan.FOCAL + override * (not usual)
-            found = {r["learning_rate"]: r for r in plan.tried(records, data, word)}
-            row.append(_ap(found.get(rate)))
-        cells.append(row)
-    return _table(["AP on val", "rate", *(f"{a:g}, {g:g}" for a, g in points)], cells)
-
-
-def investigation(records):
-    """A row for each prior, a column for each constant: AP of one seed, or that it diverged."""
-    mine = plan.investigated(records)
-    columns = max(plan.WEIGHTS.values(), key=len)
-    cells = []
-    for prior, weights in plan.WEIGHTS.items():
-        row = ["measured" if prior == "auto" else prior]
-        for weight in columns:
-            word = f"{plan.BCE}:model.prior={prior},model.guide={weight}"
-            row.append(
-                _of_one_seed([r for r in mine if plan.word_of(r) == word], weight in weights)
-            )
-        cells.append(row)
-    for word in (plan.FOCAL, plan.FULL):
-        runs = [r for r in mine if plan.word_of(r) == word]
-        cells.append([title(word), _of_one_seed(runs), *[""] * (len(columns) - 1)])
-    return _table(["prior", *(f"times {weight:g}" for weight in columns)], cells)
-
-
-def _of_one_seed(runs, planned=True):
-    """AP, or that it diverged."""
-    return _ap(runs[0]) if runs else NOT_RUN if planned else ""
+    return table(head, cells)
 
 
 def others(records, data):
@@ -279,10 +149,10 @@ def against_usual(records):
     cells = []
     for data in plan.SPLITS:
         for name, path, (full, gradient, other), long in _settings_with_usual(records, data):
-            rate = plan.own_rate(records, data, other) if long else None
+            rate = plan.chosen_rate(records, data, other, long=True) if long else None
             base = plan.finals(records, data, other, long, path, rate)
             for word in (full, gradient):
-                rate = plan.own_rate(records, data, word) if long else None
+                rate = plan.chosen_rate(records, data, word, long=True) if long else None
                 mine = plan.finals(records, data, word, long, path, rate)
                 setting = [DATA[data], name, title(other), title(word)]
                 if not base or not mine:
@@ -301,7 +171,7 @@ def against_usual(records):
                     ]
                 )
     head = ["data", "setting", "against", "method", "seeds", "its AP", "AP of method"]
-    return _table([*head, "difference (95 %)", "over images (95 %)", "verdict"], cells)
+    return table([*head, "difference (95 %)", "over images (95 %)", "verdict"], cells)
 
 
 def _settings_with_usual(records, data):
@@ -343,31 +213,29 @@ def runs(records):
     ]
     total = [sum(row[i] for row in counts.values()) for i in range(3)]
     head = ["config", "iterations", "runs", "of which chose a rate", "diverged", "device"]
-    return _table(head, [*cells, ["all", "", *total, ""]])
-
-
-def _table(head, cells):
-    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
+    return table(head, [*cells, ["all", "", *total, ""]])
 
 
 EVIDENCE_TABLES = {
     "evidence_runs": runs,
     "evidence_usual": against_usual,
-    "evidence_tuning": tuning,
+    "evidence_tuning": evidence_rates.tuning,
     "evidence_ratios": ratios,
     "evidence_parts": parts,
     "evidence_classes": functools.partial(classes, data="bccd", long=True),
     "evidence_beyond": beyond,
-    "evidence_long_rates": functools.partial(rates_long, data="bccd"),
-    "evidence_long_own": functools.partial(own_rates, data="bccd"),
-    "evidence_investigation": investigation,
+    "evidence_investigation": evidence_rates.investigation,
 }
 for _data in plan.SPLITS:
     EVIDENCE_TABLES |= {
         f"evidence_{_data}": functools.partial(variants, data=_data),
         f"evidence_{_data}_long": functools.partial(variants, data=_data, long=True),
-        f"evidence_rates_{_data}": functools.partial(rates, data=_data),
-        f"evidence_rates_others_{_data}": functools.partial(rates_of_others, data=_data),
+        f"evidence_{_data}_long_own": functools.partial(own_rates, data=_data),
+        f"evidence_rates_{_data}": functools.partial(evidence_rates.rates, data=_data),
+        f"evidence_rates_long_{_data}": functools.partial(evidence_rates.rates_long, data=_data),
+        f"evidence_rates_others_{_data}": functools.partial(
+            evidence_rates.rates_of_others, data=_data
+        ),
         f"evidence_others_{_data}": functools.partial(others, data=_data),
         f"evidence_settings_{_data}": functools.partial(settings, data=_data),
     }
