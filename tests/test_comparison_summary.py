@@ -177,6 +177,14 @@ def test_cells_of_several_seeds():
     assert one["difference (95 %)"] == "-2.0 (one seed: no interval)"
 
 
+def test_a_bound_that_rounds_to_zero_says_on_which_side_it_lies():
+    half = stats.t.ppf(0.975, 1) * 0.1  # of two differences that are 0.2 apart
+    for low, text in ((-0.03, "-0.03"), (0.03, "+0.03"), (0.0, "+0.0"), (-1e-9, "+0.0")):
+        runs = [record("ours", s, 40.0) for s in (0, 1)]
+        runs += [record("focal", s, 40.0 + low + half + d) for s, d in ((0, -0.1), (1, 0.1))]
+        assert f" ({text} to +2." in columns(runs)["focal"]["difference (95 %)"]
+
+
 def test_records_of_before_have_names_too():
     assert label({"config": "configs/demo/retinanet.py"}) == "retinanet"
     assert label({"config": "a/b.py", "override": "model.guide=1.0"}) == "b:model.guide=1.0"

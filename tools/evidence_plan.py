@@ -111,9 +111,9 @@ def blocks():
     then += [Block("parts", parts), Block("investigation", _investigation)]
     beyond = [_with(variant, f"optimizer.lr={BEYOND}") for variant in (FULL, GRADIENT)]
     then.append(Block("bccd-beyond", lambda records: _long_words("bccd", beyond, SMOKE)))
+    then.append(Block("bccd-long-rates", _long_rates("bccd")))
+    then.append(Block("bccd-long-own", _long_own("bccd")))
     for data in SPLITS:
-        then.append(Block(f"{data}-long-rates", _long_rates(data)))
-        then.append(Block(f"{data}-long-own", _long_own(data)))
         then.append(Block(f"{data}-long-five", _long(data, MAIN, SEEDS)))
         then.append(Block(f"{data}-long-constant-five", _long_constant(data, SEEDS)))
     for data in SPLITS:

@@ -224,15 +224,15 @@ EVIDENCE_TABLES = {
     "evidence_parts": parts,
     "evidence_classes": functools.partial(classes, data="bccd", long=True),
     "evidence_beyond": beyond,
+    "evidence_rates_long_bccd": functools.partial(evidence_rates.rates_long, data="bccd"),
+    "evidence_bccd_long_own": functools.partial(own_rates, data="bccd"),
     "evidence_investigation": evidence_rates.investigation,
 }
 for _data in plan.SPLITS:
     EVIDENCE_TABLES |= {
         f"evidence_{_data}": functools.partial(variants, data=_data),
         f"evidence_{_data}_long": functools.partial(variants, data=_data, long=True),
-        f"evidence_{_data}_long_own": functools.partial(own_rates, data=_data),
         f"evidence_rates_{_data}": functools.partial(evidence_rates.rates, data=_data),
-        f"evidence_rates_long_{_data}": functools.partial(evidence_rates.rates_long, data=_data),
         f"evidence_rates_others_{_data}": functools.partial(
             evidence_rates.rates_of_others, data=_data
         ),

@@ -113,7 +113,11 @@ def memory_cell(row):
 
 
 def _signed(value):
-    return f"{round(value, 1) + 0.0:+.1f}"  # + 0.0: no negative zero
+    """One digit after the point, two where that is zero: a bound says on which side it lies."""
+    text = f"{value:+.1f}"
+    if not float(text):
+        text = f"{value:+.2f}"
+    return text if float(text) else "+0.0"
 
 
 def _name(row):
