@@ -347,6 +347,12 @@ def test_the_table_of_both_guides_against_the_usual_remedy():
     assert gradient[-3].startswith("-2.0") and gradient[-1] == "worse"
     assert [row[2] for row in tuned] == ["focal loss, alpha 0.5, gamma 1.0"] * 2
     assert [row[-3][:4] for row in tuned] == ["-1.0", "+0.0"] and tuned[1][-1] == "open"
+    smooth = plan.config("retinanet", "bccd", "_smooth_l1")
+    more.append({**record("bccd", TUNED, 0.02, 0, "test", 31.0), "config": smooth})
+    table = rows(evidence_tables.against_usual(made_up() + more))[2:]
+    of_smooth = [x[2] for x in table if x[:2] == ["BCCD", "RetinaNet, the authors' box loss"]]
+    others = ("focal loss", "focal loss, alpha 0.5, gamma 1.0", plan.VARIANTS[plan.BCE])
+    assert of_smooth == [name for name in others for _ in range(2)], "each box loss has its own"
 
 
 def test_the_table_of_the_investigation():

@@ -176,15 +176,15 @@ def against_usual(records):
 
 def _settings_with_usual(records, data):
     """Name, config, (the method with both guides, the other one) and whether it is long."""
-    path = plan.config("retinanet", data)
-    tuned = [word for word in words_of(records, data) if word.startswith(f"{plan.FOCAL}:")]
-    for other in (plan.FOCAL, *tuned, plan.BCE):
-        yield "RetinaNet", path, (plan.FULL, plan.GRADIENT, other), False
-    for other in (plan.FOCAL, plan.BCE):
-        yield "RetinaNet, long", path, (plan.FULL, plan.GRADIENT, other), True
-        for suffix, name in SETTINGS.items():
-            of_setting = plan.config("retinanet", data, suffix)
-            yield name, of_setting, (plan.FULL, plan.GRADIENT, other), False
+    for suffix, name in ({"": "RetinaNet"} | SETTINGS).items():
+        path = plan.config("retinanet", data, suffix)
+        words = words_of(records, data, path)
+        tuned = [word for word in words if word.startswith(f"{plan.FOCAL}:")]
+        for other in (plan.FOCAL, *tuned, plan.BCE):
+            yield name, path, (plan.FULL, plan.GRADIENT, other), False
+        if not suffix:
+            for other in (plan.FOCAL, plan.BCE):
+                yield f"{name}, long", path, (plan.FULL, plan.GRADIENT, other), True
     for detector, words in plan.OTHERS.items():
         yield DETECTORS[detector], plan.config(detector, data), words, False
 
