@@ -151,7 +151,7 @@ def test_the_other_box_loss_has_a_constant_and_a_tuned_focal_loss_of_its_own():
         "of its three seeds: more of the method do not move it"
     )
     args = compare.parse_args(words_of("bccd-smooth-l1-tuned", records + own))
-    assert args.config_file == path and args.seeds == list(plan.SMOKE)
+    assert args.config_file == path and args.seeds == list(plan.SEEDS)
     own.append({**record("bccd", TUNED, 0.02, 0, "test", 31.0), "config": path})
     tables = evidence_tables.settings(records + own, "bccd").split("RetinaNet, AdamW")
     assert ["focal loss, alpha 0.5" in table for table in tables] == [True, False]
@@ -168,6 +168,23 @@ def test_the_long_runs_have_the_rates_of_the_short_ones():
     assert words_of("bccd-long", without) is None, "it waits for all"
     lost = [record("bccd", plan.FOCAL, rate, 0, "val", None) for rate in plan.RATES]
     assert len(compare.parse_args(words_of("bccd-long", without + lost)).variants) == 3
+
+
+def test_the_tuned_focal_loss_goes_on_to_the_long_schedule():
+    records = made_up()
+    assert words_of("bccd-long-tuned", records) is None, "it waits for its choice"
+    records += [record("bccd", TUNED, 0.02, 0, split, 31.0) for split in ("val", "test")]
+    args = compare.parse_args(words_of("bccd-long-tuned", records))
+    assert args.variants == [plan._with(TUNED, "optimizer.lr=0.02")]
+    assert args.overrides == ["train.max_iter=800"] and args.seeds == list(plan.SEEDS)
+
+    def long_rows(records):
+        table = rows(evidence_tables.against_usual(records))
+        return [x[2] for x in table if x[:2] == ["BCCD", "RetinaNet, long"]]
+
+    tuned = "focal loss, alpha 0.5, gamma 1.0"
+    assert tuned not in long_rows(records)
+    assert long_rows([*records, long_record(TUNED, 0.02, 41.0)]).count(tuned) == 2
 
 
 def test_a_rate_of_the_long_schedule_is_chosen_at_its_length_too():

@@ -41,10 +41,9 @@ def words_of(records, data, path=None):
     Returns:
         list[str]
     """
-    mine = plan.of_config(records, path or plan.config("retinanet", data))
-    tuned = [r for r in mine if plan.is_tuned(r) and r["test_split"] != plan.SPLITS[data][0][1]]
-    constant = [r for r in mine if plan.is_constant(r)]
-    return list(dict.fromkeys([*plan.VARIANTS, *map(plan.word_of, [*constant, *tuned])]))
+    path = path or plan.config("retinanet", data)
+    constant = [plan.word_of(r) for r in plan.of_config(records, path) if plan.is_constant(r)]
+    return list(dict.fromkeys([*plan.VARIANTS, *constant, *plan.tuned_words(records, path, data)]))
 
 
 def table(head, cells):

@@ -178,12 +178,12 @@ def _settings_with_usual(records, data):
     """Name, config, (the method with both guides, the other one) and whether it is long."""
     for suffix, name in ({"": "RetinaNet"} | SETTINGS).items():
         path = plan.config("retinanet", data, suffix)
-        words = words_of(records, data, path)
-        tuned = [word for word in words if word.startswith(f"{plan.FOCAL}:")]
+        tuned = plan.tuned_words(records, path, data)
         for other in (plan.FOCAL, *tuned, plan.BCE):
             yield name, path, (plan.FULL, plan.GRADIENT, other), False
         if not suffix:
-            for other in (plan.FOCAL, plan.BCE):
+            tuned = [word for word in tuned if plan.finals(records, data, word, long=True)]
+            for other in (plan.FOCAL, *tuned, plan.BCE):
                 yield f"{name}, long", path, (plan.FULL, plan.GRADIENT, other), True
     for detector, words in plan.OTHERS.items():
         yield DETECTORS[detector], plan.config(detector, data), words, False
