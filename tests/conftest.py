@@ -16,6 +16,10 @@ __all__ = ["sets", "tiny"]
 # As LazyTrainer does it on a CPU: else a focal loss that an earlier test has compiled rounds
 # otherwise.
 torch.jit.set_fusion_strategy([])
+# As `make test` has it, for plain pytest and the processes that tests start: some tests fork, and
+# the child of a process with threads of OpenMP waits for them for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # kernel of sigmoid_bce_all -> device for it; without a GPU Triton's interpreter runs its kernel
 KERNELS = {"torch": "cpu", "triton": DEVICE}
