@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures the prior of a config's training set, prints the table and writes the JSON.
+"""Finds the prior of a config's training set, prints the table and writes the JSON.
 
     python tools/estimate_prior.py --config-file configs/bccd/retinanet_R_18_FPN.py
 
@@ -13,10 +13,12 @@ import os
 from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
 
+from sampling_free.assignment import assignment_of
 from sampling_free.cli import load_config, one_line_errors
-from sampling_free.datasets import dataset_names, load_dataset
+from sampling_free.datasets import dataset_names, instantiate_with, load_dataset
 from sampling_free.engine import with_present_device
 from sampling_free.estimate import FILE_NAME, estimate_prior
+from sampling_free.imbalance import YAML_KEYS
 
 
 @one_line_errors
@@ -39,14 +41,20 @@ def main():
 
     cfg = with_present_device(load_config(args.config_file, args.opts))
     node = cfg.dataloader.train
+    model = instantiate(cfg.model).to(cfg.train.device)
+    dicts, mapper = load_dataset(node.dataset, cfg.model), instantiate(node.mapper)
     estimate = estimate_prior(
-        instantiate(cfg.model).to(cfg.train.device),
-        load_dataset(node.dataset, cfg.model),
-        instantiate(node.mapper),
+        model,
+        dicts,
+        mapper,
         dataset_names(node.dataset),
+        loader=instantiate_with(node, dataset=dicts, mapper=mapper),
         num_workers=args.num_workers,
     )
     print(estimate.table())
+    key = assignment_of(model).prior_key
+    by_hand = f"{YAML_KEYS[key]} " if "cfg" in cfg else f"{key}="
+    print(f"To set it by hand, in any trainer: {by_hand}{estimate.prior:.6g}")
     path = args.output or os.path.join(cfg.train.output_dir, FILE_NAME)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     estimate.save(path)

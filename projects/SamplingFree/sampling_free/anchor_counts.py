@@ -24,6 +24,7 @@ class AnchorCounts:
         num_passes (int): 1 if all views were enumerated, else how often random ones were drawn.
         num_objects (float): objects of all images; a view may cut some away.
         num_unreached (float): those of them that no anchor takes for its own.
+        standard_error (float): of the prior, relative to it; 0 where all images were counted.
     """
 
     valid: np.ndarray
@@ -35,6 +36,7 @@ class AnchorCounts:
     num_passes: int
     num_objects: float = 0.0
     num_unreached: float = 0.0
+    standard_error: float = 0.0
 
     def __add__(self, other):
         """Counts of two parts of a data set."""

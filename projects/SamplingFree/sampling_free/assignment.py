@@ -13,7 +13,8 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 
 from .detectors.atss import ATSS
-from .detectors.rpn import one_class
+from .detectors.bias import PriorBias
+from .detectors.rpn import SamplingFreeRPN, one_class
 from .errors import BadInput
 
 
@@ -55,9 +56,11 @@ class Assignment:
         strides (list[int]): (L,) pixels.
         num_classes (int): K.
         class_names (list[str] or None): None stands for those of the data set.
+        prior_key (str): where a LazyConfig has the prior.
     """
 
     class_names = None
+    prior_key = PriorBias.prior_key
 
     def __init__(self, model, head):
         """Args: head (nn.Module): the part of ``model`` that assigns labels."""
@@ -121,6 +124,7 @@ class _ATSSAssignment(Assignment):
 
 class _RPNAssignment(Assignment):
     class_names = ["object"]
+    prior_key = SamplingFreeRPN.prior_key
 
     def __init__(self, model, head):
         unsampled = copy.copy(head)

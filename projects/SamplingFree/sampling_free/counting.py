@@ -86,27 +86,14 @@ def count_by_brute_force(
     """:func:`count_anchors` of any detector, by its own label of every anchor, on its device."""
     assignment, mapper = assignment_of(model), boxes_only(mapper)
     num_passes = _num_passes(mapper, num_passes, seed)
-    num_classes = assignment.num_classes
-    tally = Tally(len(assignment.strides), num_classes)
-    anchors_of = _AnchorCache(assignment)
+    labels = LabelTally(assignment)
     images = tqdm(
         dataset_dicts, "counting anchors", unit="image", mininterval=1, disable=not progress
     )
     for index, image in enumerate(images):
         for weight, size, instances in mapped_views(mapper, image, index, num_passes, seed):
-            levels = anchors_of(size)
-            labels, boxes = assignment.labels_and_boxes(levels, instances)
-            is_foreground = (labels >= 0) & (labels < num_classes)
-            sizes = [len(x) for x in levels]
-            tally.add(
-                weight,
-                _per_level(labels >= 0, sizes),
-                _per_level(is_foreground, sizes),
-                labels[is_foreground].bincount(minlength=num_classes).cpu().numpy(),
-                len(instances),
-                _num_unreached(instances, boxes[is_foreground]),
-            )
-    return _counts(tally, assignment, dataset_dicts, num_passes)
+            labels.add(weight, size, instances)
+    return _counts(labels.tally, assignment, dataset_dicts, num_passes)
 
 
 def is_fast(model, mapper):
@@ -154,6 +141,51 @@ def _counts(tally, assignment, dataset_dicts, num_passes):
         num_empty_images=has_object.count(False),
         num_passes=num_passes,
     )
+
+
+class LabelTally:
+    """Tallies the labels that a detector gives to all its anchors, image by image.
+
+    Attributes:
+        assignment (Assignment):
+        tally (Tally): of what was added.
+    """
+
+    def __init__(self, assignment):
+        self.assignment = assignment
+        self.tally = self.new_tally()
+        self._anchors_of = _AnchorCache(assignment)
+
+    def new_tally(self):
+        """Tally: an empty one."""
+        return Tally(len(self.assignment.strides), self.assignment.num_classes)
+
+    def add(self, weight, size, instances):
+        """Labels the anchors of one image.
+
+        Args:
+            weight (float): of the view, in (0, 1].
+            size (tuple[int, int]): (height, width) in pixels, from which the image is padded.
+            instances (Instances): its ground truth.
+
+        Returns:
+            tuple[int, int]: its foreground and its valid anchors.
+        """
+        num_classes = self.assignment.num_classes
+        levels = self._anchors_of(size)
+        labels, boxes = self.assignment.labels_and_boxes(levels, instances)
+        is_foreground = (labels >= 0) & (labels < num_classes)
+        sizes = [len(x) for x in levels]
+        valid, foreground = _per_level(labels >= 0, sizes), _per_level(is_foreground, sizes)
+        self.tally.add(
+            weight,
+            valid,
+            foreground,
+            labels[is_foreground].bincount(minlength=num_classes).cpu().numpy(),
+            len(instances),
+            _num_unreached(instances, boxes[is_foreground]),
+        )
+        return int(foreground.sum()), int(valid.sum())
 
 
 class _AnchorCache:

@@ -107,6 +107,7 @@ class LazyTrainer(ResumableTrainer):
             output_dir=cfg.train.output_dir,
             prior_file=cfg.train.prior_file,
             reset_prior=cfg.train.reset_prior,
+            follow_loader=True,
         )
         self.checkpointer = NamingCheckpointer(
             model,

@@ -14,11 +14,13 @@ from tabulate import tabulate
 from .assignment import assignment_of
 from .counting import NUM_PASSES, boxes_only, count_anchors
 from .errors import BadInput
+from .measured_counts import measure_counts, source_of
 from .prior import class_priors, optimal_prior, prior_to_bias, start_loss
 from .views import sampled_names
 
 FILE_NAME = "prior.json"
-NEWER = {"num_objects", "num_unreached"}  # absent in files of before
+MEASURED = "measured on the training loader, as"  # key of depends_on
+NEWER = {"num_objects", "num_unreached", "standard_error"}  # absent in files of before
 
 
 @dataclass
@@ -34,6 +36,8 @@ class PriorEstimate:
         num_objects, num_unreached (float): objects, and those without a foreground anchor; means
             over views. 0 in a file of before they were counted.
         depends_on (dict): what the counts were made of; see :func:`dependencies`.
+        standard_error (float): of the prior, relative to it; 0 where the whole set was counted,
+            more where the first images of the training loader were.
     """
 
     num_valid: float
@@ -46,6 +50,7 @@ class PriorEstimate:
     depends_on: dict = field(default_factory=dict)
     num_objects: float = 0.0
     num_unreached: float = 0.0
+    standard_error: float = 0.0
 
     @property
     def prior(self):
@@ -90,8 +95,14 @@ class PriorEstimate:
         classes = [
             [name, n, theta] for (name, n), theta in zip(self.per_class.items(), self.class_priors)
         ]
+        reason = self.depends_on.get(MEASURED)
+        measured = [
+            f"Measured on the first {self.num_images} images of the training loader, as {reason}; "
+            f"standard error of the prior {100 * self.standard_error:.2g} %."
+        ]
         return "\n".join(
             [
+                *(measured if reason else []),
                 f"{self.num_images} images, {self.num_empty_images} of them without an object; "
                 f"{self.num_objects:.6g} objects, {self.num_unreached:.4g} of them reached by no "
                 "anchor",
@@ -147,12 +158,16 @@ class PriorEstimate:
         return estimate
 
 
-def estimate_prior(model, dataset_dicts, mapper, names=(), *, progress=True, num_workers=0):
+def estimate_prior(
+    model, dataset_dicts, mapper, names=(), *, loader=None, progress=True, num_workers=0
+):
     """Counts a training set with the detector's own labels; see :func:`count_anchors`.
 
     Args:
         model, dataset_dicts, mapper, progress, num_workers: as in :func:`count_anchors`.
         names (str or list[str]): registered names of the data sets, for the class names.
+        loader (iterable): the training loader; where annotations do not tell what it gives, its
+            batches are measured, see :func:`measure_counts`. None counts the annotations.
 
     Returns:
         PriorEstimate
@@ -160,12 +175,22 @@ def estimate_prior(model, dataset_dicts, mapper, names=(), *, progress=True, num
     Raises:
         BadInput: if not one anchor is foreground.
     """
-    counts = count_anchors(model, dataset_dicts, mapper, progress=progress, num_workers=num_workers)
-    return estimate_from_counts(counts, model, dataset_dicts, mapper, names)
+    source = mapper if loader is None else source_of(loader, len(dataset_dicts))
+    if isinstance(source, str):
+        counts = measure_counts(model, loader, progress=progress)
+    else:
+        options = {"progress": progress, "num_workers": num_workers}
+        counts = count_anchors(model, dataset_dicts, source, **options)
+    return estimate_from_counts(counts, model, dataset_dicts, source, names)
 
 
-def estimate_from_counts(counts, model, dataset_dicts, mapper, names=()):
-    """The estimate of a whole training set from its :class:`AnchorCounts`; else as above."""
+def estimate_from_counts(counts, model, dataset_dicts, source, names=()):
+    """The estimate of a whole training set from its :class:`AnchorCounts`; else as above.
+
+    Args:
+        source (DatasetMapper or str): what was counted with, or why it was measured; see
+            :func:`source_of`.
+    """
     if counts.foreground.sum() == 0:
         raise BadInput(
             f"{_join(names)}: no anchor is foreground in {counts.num_images} images; check the "
@@ -184,21 +209,32 @@ def estimate_from_counts(counts, model, dataset_dicts, mapper, names=()):
             for s, v, f in zip(counts.strides, counts.valid, counts.foreground)
         ],
         per_class=dict(zip(known, counts.foreground_per_class.tolist())),
-        depends_on=dependencies(model, dataset_dicts, mapper, names),
+        depends_on=dependencies(model, dataset_dicts, source, names),
         num_objects=float(counts.num_objects),
         num_unreached=float(counts.num_unreached),
+        standard_error=counts.standard_error,
     )
 
 
-def dependencies(model, dataset_dicts, mapper, names=()):
+def dependencies(model, dataset_dicts, source, names=()):
     """Everything that the counts depend on, readable and comparable.
+
+    Args:
+        source (DatasetMapper or str): as in :func:`estimate_from_counts`.
 
     Returns:
         dict[str, Any]: plain JSON values. The annotations enter by a digest; augmentations that
         touch neither boxes nor sizes enter too, as they cannot be told apart.
     """
-    mapper = boxes_only(mapper)
-    augmentations = mapper.augmentations.augs
+    recipe, with_masks = {MEASURED: source}, False
+    if not isinstance(source, str):
+        mapper = boxes_only(source)
+        augmentations, with_masks = mapper.augmentations.augs, bool(mapper.recompute_boxes)
+        recipe = {
+            "augmentations": [_describe(a) for a in augmentations],
+            "passes": NUM_PASSES if sampled_names(augmentations) else 1,
+            "boxes from masks": with_masks,
+        }
     digest = hashlib.sha256()
     for image in dataset_dicts:
         digest.update(repr((image.get("height"), image.get("width"))).encode())
@@ -206,15 +242,13 @@ def dependencies(model, dataset_dicts, mapper, names=()):
             box = [float(x) for x in a["bbox"]]
             key = box, int(a["bbox_mode"]), a["category_id"], a.get("iscrowd", 0)
             digest.update(repr(key).encode())
-            if mapper.recompute_boxes:
+            if with_masks:
                 digest.update(repr(a.get("segmentation")).encode())
     return {
         "data set": _join(names),
         "number of images": len(dataset_dicts),
         "digest of sizes and boxes": digest.hexdigest()[:16],
-        "augmentations": [_describe(a) for a in augmentations],
-        "passes": NUM_PASSES if sampled_names(augmentations) else 1,
-        "boxes from masks": bool(mapper.recompute_boxes),
+        **recipe,
         **assignment_of(model).settings(),
     }
 

@@ -140,6 +140,10 @@ class ReplayableLoader:
         self.dataset = _SeededDataset(dataset, mapper, seed, unreadable)
 
     @property
+    def mapper(self):
+        return self.dataset.mapper.mapper
+
+    @property
     def start_iter(self):
         return self.batches.start
 

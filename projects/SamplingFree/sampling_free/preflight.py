@@ -13,14 +13,21 @@ from .counting import is_fast
 from .datasets import dataset_names, instantiate_with, load_dataset, num_classes_of
 from .detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias
 from .errors import BadInput, require_number
-from .estimate import PriorEstimate, class_names, dependencies, estimate_prior
+from .estimate import (
+    PriorEstimate,
+    class_names,
+    dependencies,
+    estimate_from_counts,
+    estimate_prior,
+)
 from .gradient_probe import measure
 from .imbalance import Imbalance
+from .measured_counts import MOST_IMAGES, measure_counts, source_of
 from .prior_init import pixels
 
 logger = logging.getLogger(__name__)
 
-MOST_IMAGES = 4  # of the batch: enough to see the sizes, and they fit
+MOST_IN_BATCH = 4  # images: enough to see the sizes, and they fit
 MOST_BATCHES = 20  # to look for one with an object
 MOST_COUNTED = 200  # images, where counting is slow
 
@@ -45,13 +52,14 @@ def check_imbalance(cfg, config_file="", max_images=None):
     dicts = load_dataset(train.dataset, cfg.model)
     names = dataset_names(train.dataset)
     mapper = instantiate(train.mapper)
-    if train.total_batch_size > MOST_IMAGES:
-        logger.info(f"The batch is cut to {MOST_IMAGES} of {train.total_batch_size} images.")
-        train.total_batch_size = MOST_IMAGES
+    if train.get("total_batch_size", 0) > MOST_IN_BATCH:
+        logger.info(f"The batch is cut to {MOST_IN_BATCH} of {train.total_batch_size} images.")
+        train.total_batch_size = MOST_IN_BATCH
     model = instantiate(cfg.model).to(cfg.train.device).train()
-    inputs = _first_batch(cfg, dicts, mapper)
+    loader = instantiate_with(train, dataset=dicts, mapper=mapper)
+    inputs = _first_batch(loader, train.total_batch_size)
     weights = _load_weights(model, cfg.train, inputs)
-    estimate = _estimate(cfg, model, dicts, mapper, names, max_images)
+    estimate = _estimate(cfg, model, dicts, loader, names, max_images)
     for head in model.modules():
         if isinstance(head, PriorBias):
             _set_prior(head, estimate, cfg.train.reset_prior)
@@ -84,15 +92,14 @@ def _measure(model, inputs, weights):
         raise BadInput(f"the first batch with {weights}: {e}") from e
 
 
-def _first_batch(cfg, dicts, mapper):
+def _first_batch(loader, batch_size):
     """The first batch with an object, as the training would see it."""
-    loader = instantiate_with(cfg.dataloader.train, dataset=dicts, mapper=mapper)
     for batch, _ in zip(loader, range(MOST_BATCHES)):
         if any(len(x["instances"]) for x in batch):
             return batch
     raise BadInput(
         f"dataloader.train: not one object in the first {MOST_BATCHES} batches of "
-        f"{cfg.dataloader.train.total_batch_size} images; set filter_empty=True in its dataset"
+        f"{batch_size} images; set filter_empty=True in its dataset"
     )
 
 
@@ -131,13 +138,17 @@ def _stand_in(model, inputs):
             handle.remove()
 
 
-def _estimate(cfg, model, dicts, mapper, names, max_images):
+def _estimate(cfg, model, dicts, loader, names, max_images):
+    source = source_of(loader, len(dicts))
     if cfg.train.prior_file:
-        return PriorEstimate.load(cfg.train.prior_file, dependencies(model, dicts, mapper, names))
+        return PriorEstimate.load(cfg.train.prior_file, dependencies(model, dicts, source, names))
+    if isinstance(source, str):
+        counts = measure_counts(model, loader, max_images=max_images or MOST_IMAGES)
+        return estimate_from_counts(counts, model, dicts, source, names)
     if max_images is None:
-        max_images = len(dicts) if is_fast(model, mapper) else MOST_COUNTED
+        max_images = len(dicts) if is_fast(model, source) else MOST_COUNTED
     chosen = np.linspace(0, len(dicts) - 1, min(max_images, len(dicts))).round().astype(int)
-    return estimate_prior(model, [dicts[i] for i in chosen], mapper, names)
+    return estimate_prior(model, [dicts[i] for i in chosen], source, names)
 
 
 def _set_prior(head, estimate, reset_prior):

@@ -1,6 +1,7 @@
 """The hook that measures the prior before the first iteration and sets the bias."""
 
 import contextlib
+import copy
 import functools
 import logging
 import math
@@ -23,6 +24,7 @@ from .errors import BadInput
 from .estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
 from .guides import FrozenGuide
 from .loader import ReadOrName
+from .measured_counts import Uncountable, measure_counts, require_countable, source_of
 from .prior import prior_to_bias
 from .stored_prior import StoredPrior
 from .views import seeded
@@ -39,9 +41,10 @@ class PriorInit(HookBase):
     Works with any Detectron2 trainer; does nothing for a model without a prior. ``PriorInit(cfg)``
     takes all it needs from a CfgNode. At iteration 0
 
-    * a prior that the config gives as a number wins; "auto" is measured, each process counting
-      its share of the images, then added up by the main one, logged, written to ``prior.json``
-      and sent to the others, who get the same bits;
+    * a prior that the config gives as a number wins; "auto" is counted from the annotations, each
+      process counting its share of the images, or, where those do not tell what the trainer's
+      loader gives, measured on its first batches; logged, written to ``prior.json`` and the same
+      on all processes, to the bit;
     * a head that no checkpoint filled gets the bias; a head that was loaded keeps its own, with a
       line that compares the two, unless ``reset_prior``; head by head: the RPN and each box
       predictor of an R-CNN.
@@ -52,16 +55,26 @@ class PriorInit(HookBase):
 
     @configurable
     def __init__(
-        self, dataset_dicts, mapper, names=(), *, output_dir="", prior_file="", reset_prior=False
+        self,
+        dataset_dicts,
+        mapper,
+        names=(),
+        *,
+        output_dir="",
+        prior_file="",
+        reset_prior=False,
+        follow_loader=False,
     ):
         """
         Args:
             dataset_dicts (list[dict]): the training set in Detectron2's format.
-            mapper (DatasetMapper): the training mapper, for its augmentations.
+            mapper (DatasetMapper): the training mapper, for its augmentations. Of another kind,
+                the batches of the trainer's loader are measured.
             names (str or list[str]): registered names, for class names and the record.
             output_dir (str): where prior.json goes; "" writes none.
             prior_file (str): read this estimate instead of measuring; refused if it is stale.
             reset_prior (bool): set the bias of a loaded head, too.
+            follow_loader (bool): what the trainer's loader gives counts, not ``mapper``.
         """
         self.dataset_dicts = dataset_dicts
         self.mapper = mapper
@@ -69,6 +82,7 @@ class PriorInit(HookBase):
         self.output_dir = output_dir
         self.prior_file = prior_file
         self.reset_prior = reset_prior
+        self.follow_loader = follow_loader
         self.stored = StoredPrior()
 
     @classmethod
@@ -86,6 +100,7 @@ class PriorInit(HookBase):
             "mapper": DatasetMapper(cfg, is_train=True),
             "names": names,
             "output_dir": cfg.OUTPUT_DIR,
+            "follow_loader": True,
         }
 
     def state_dict(self):
@@ -178,7 +193,7 @@ class PriorInit(HookBase):
         with seeded(0):
             for record in self.dataset_dicts:
                 with contextlib.suppress(BadInput):
-                    images.append(read(record))
+                    images.append(read(copy.deepcopy(record)))
                 if len(images) == NUM_SCORED:
                     break
         if not images:
@@ -193,28 +208,55 @@ class PriorInit(HookBase):
         return torch.cat([x.flatten() for x in logits]).double().sigmoid().mean().item()
 
     def _estimate(self, model):
-        """Every process counts its share; the sum of the main one reaches all, or an error."""
+        """The same on every process, or an error."""
+        loader = loader_of(self.trainer)
+        source = self._source(loader)
         if self.prior_file:
-            return agreed(lambda: self._read(model))
+            return agreed(lambda: self._read(model, source))
         rank, num_processes = comm.get_rank(), comm.get_world_size()
-        share = self.dataset_dicts[rank::num_processes]
-        counts = comm.all_gather(
-            caught(lambda: count_anchors(model, share, self.mapper, progress=rank == 0))
-        )
-        for part in counts:
-            raised(part)
-        return agreed(lambda: self._sum(model, counts))
+        if isinstance(source, str):
+            logger.info(f"The prior is measured on batches of the training loader: {source}.")
+            counts = [measure_counts(model, loader, progress=rank == 0)]
+        else:
+            share = self.dataset_dicts[rank::num_processes]
+            counts = comm.all_gather(
+                caught(lambda: count_anchors(model, share, source, progress=rank == 0))
+            )
+            for part in counts:
+                raised(part)
+        return agreed(lambda: self._sum(model, counts, source))
 
-    def _read(self, model):
-        now = dependencies(model, self.dataset_dicts, self.mapper, self.names)
+    def _source(self, loader):
+        """The mapper whose augmentations are counted, or why the loader is measured."""
+        if self.follow_loader and loader is not None:
+            return source_of(loader, len(self.dataset_dicts))
+        try:
+            require_countable(self.mapper)
+        except Uncountable as e:
+            if loader is None:
+                raise BadInput(
+                    f"{e}, and {type(self).__name__} finds no training loader in its trainer "
+                    "(data_loader or _trainer.data_loader) to measure the prior on; set it to a "
+                    "number, see tools/estimate_prior.py"
+                ) from None
+            return str(e)
+        if self.follow_loader:
+            logger.warning(
+                "No training loader in the trainer (data_loader or _trainer.data_loader): the "
+                "prior is counted with the augmentations of the config."
+            )
+        return self.mapper
+
+    def _read(self, model, source):
+        now = dependencies(model, self.dataset_dicts, source, self.names)
         estimate = PriorEstimate.load(self.prior_file, now)
         logger.info(f"Prior read from {self.prior_file}.")
         return self._save(estimate)
 
-    def _sum(self, model, counts):
+    def _sum(self, model, counts, source):
         total = functools.reduce(operator.add, counts)
         return self._save(
-            estimate_from_counts(total, model, self.dataset_dicts, self.mapper, self.names)
+            estimate_from_counts(total, model, self.dataset_dicts, source, self.names)
         )
 
     def _save(self, estimate):
@@ -222,6 +264,11 @@ class PriorInit(HookBase):
             os.makedirs(self.output_dir, exist_ok=True)
             estimate.save(os.path.join(self.output_dir, FILE_NAME))
         return estimate
+
+
+def loader_of(trainer):
+    """The training loader of a Detectron2 trainer, or None where it is not found."""
+    return getattr(getattr(trainer, "_trainer", trainer), "data_loader", None)
 
 
 def _shown(prior, digits=3, function=float, kind="e"):
