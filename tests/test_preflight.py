@@ -184,20 +184,13 @@ def test_a_pass_with_values_that_are_not_finite_is_one_line(tiny, monkeypatch):
 # --- batches and detectors ------------------------------------------------------------------------
 
 
-def first_batch_of(batches, trained):
-    cfg = load_config(str(trained / "config.py"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight, "instantiate_with", lambda *a, **k: iter(batches))
-        return preflight._first_batch(cfg, None, None)
-
-
-def test_the_first_batch_with_an_object_is_taken(trained):
+def test_the_first_batch_with_an_object_is_taken():
     empty, full = ({"instances": [0] * n} for n in (0, 1))
     batches = [[empty, empty]] * 19 + [[empty, full], [full, full]]
-    assert first_batch_of(batches, trained) is batches[19]
-    words = "not one object in the first 20 batches of 2 images; set filter_empty=True"
+    assert preflight._first_batch(batches) is batches[19]
+    words = "not one object in the first 20 batches; set filter_empty=True"
     with pytest.raises(BadInput, match=words):
-        first_batch_of([[empty, empty], *batches], trained)
+        preflight._first_batch([[empty, empty], *batches])
 
 
 LAZY = {"sampling-free": "", "focal": FOCAL}

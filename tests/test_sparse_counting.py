@@ -1,5 +1,6 @@
 """Counting by the sparse matchers against the detector's own label of every anchor."""
 
+import json
 import pickle
 
 import detectron2.data.transforms as T
@@ -360,6 +361,8 @@ def test_the_tool_counts_in_several_processes(tmp_path, monkeypatch, capsys):
         words = ["estimate_prior.py", "--config-file", config, "--num-workers", num]
         code, out, _ = call_main(script, [*words, "--output", path], monkeypatch, capsys)
         assert code == 0 and f"Written to {path}" in out
+        prior = json.loads(path.read_text())["prior"]
+        assert f"To set it by hand, in any trainer: model.prior={prior:.6g}\n" in out
         texts.append(path.read_text())
     assert texts[0] == texts[1]
     words = ["estimate_prior.py", "--config-file", config, "--num-workers", "-1"]

@@ -138,9 +138,9 @@ class PriorEstimate:
                 record = json.load(f)
             fields = [k for k in cls.__dataclass_fields__ if k not in NEWER or k in record]
             estimate = cls(**{k: record[k] for k in fields})
-            estimate.table()  # raises for what is no count
             if not isinstance(estimate.depends_on, dict):
                 raise TypeError("depends_on is no dict")
+            estimate.table()  # raises for what is no count
         except FileNotFoundError:
             raise BadInput(f"{path}: no such file; write it with tools/estimate_prior.py") from None
         except (OSError, ValueError, KeyError, TypeError) as e:

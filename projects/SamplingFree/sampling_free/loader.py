@@ -177,7 +177,9 @@ class _SeededDataset(Dataset):
         for candidate in itertools.chain(range(index, len(self.dicts)), range(index)):
             try:
                 with seeded(self.seed, position):
-                    return self.mapper(self.dicts[candidate])
+                    mapped = self.mapper(self.dicts[candidate])
+                if mapped is not None:  # a mapper's way to leave an image out, as in Detectron2
+                    return mapped
             except BadInput as e:
                 if self.unreadable == "stop":
                     raise BadInput(f"{e}, or set dataloader.train.unreadable=skip") from None

@@ -57,7 +57,7 @@ def check_imbalance(cfg, config_file="", max_images=None):
         train.total_batch_size = MOST_IN_BATCH
     model = instantiate(cfg.model).to(cfg.train.device).train()
     loader = instantiate_with(train, dataset=dicts, mapper=mapper)
-    inputs = _first_batch(loader, train.total_batch_size)
+    inputs = _first_batch(loader)
     weights = _load_weights(model, cfg.train, inputs)
     estimate = _estimate(cfg, model, dicts, loader, names, max_images)
     for head in model.modules():
@@ -92,14 +92,14 @@ def _measure(model, inputs, weights):
         raise BadInput(f"the first batch with {weights}: {e}") from e
 
 
-def _first_batch(loader, batch_size):
+def _first_batch(loader):
     """The first batch with an object, as the training would see it."""
     for batch, _ in zip(loader, range(MOST_BATCHES)):
         if any(len(x["instances"]) for x in batch):
             return batch
     raise BadInput(
-        f"dataloader.train: not one object in the first {MOST_BATCHES} batches of "
-        f"{batch_size} images; set filter_empty=True in its dataset"
+        f"dataloader.train: not one object in the first {MOST_BATCHES} batches; set "
+        "filter_empty=True in its dataset"
     )
 
 
