@@ -163,7 +163,7 @@ class TestSource:
                 dicts, mapper=mapper, total_batch_size=2
             )
         )
-        assert source_of(build(dicts, mapper), len(dicts)) is mapper
+        assert source_of(build(dicts, mapper), dicts) is mapper
 
     @pytest.mark.parametrize("grouping", [True, False])
     def test_detectron2s_loader_is_looked_into(self, dicts, grouping):
@@ -178,12 +178,15 @@ class TestSource:
             )
 
         mapper = mapper_of()
-        assert source_of(loader(mapper), 4) is mapper
-        assert "corner_function has its own way" in source_of(loader(corner_function), 4)
+        assert source_of(loader(mapper), dicts) is mapper
+        assert "corner_function has its own way" in source_of(loader(corner_function), dicts)
         factors = torch.tensor([1.0, 2.0, 1.0, 1.0])
         repeating = loader(mapper, sampler=RepeatFactorTrainingSampler(factors))
-        assert "RepeatFactorTrainingSampler" in source_of(repeating, 4)
-        assert source_of(loader(mapper), 5) == "the loader has 4 images, the data set 5"
+        assert "RepeatFactorTrainingSampler" in source_of(repeating, dicts)
+        relabeled = copy.deepcopy(dicts)
+        relabeled[3]["annotations"][0]["category_id"] += 1
+        for others in (dicts[:3], relabeled):
+            assert "not those of the data set" in source_of(loader(mapper), others)
 
     @pytest.mark.parametrize(
         "augmentations, name",
@@ -195,7 +198,7 @@ class TestSource:
         ],
     )
     def test_an_augmentation_that_is_not_known_is_measured(self, dicts, augmentations, name):
-        assert name in source_of(replayable(dicts, mapper_of(*augmentations)), len(dicts))
+        assert name in source_of(replayable(dicts, mapper_of(*augmentations)), dicts)
 
     def test_known_ones_are_counted(self, dicts):
         known = [
@@ -205,11 +208,11 @@ class TestSource:
             T.HFlipTransform(96),
             T.RandomRotation([-5, 5]),
         ]
-        assert not isinstance(source_of(replayable(dicts, mapper_of(*known)), 4), str)
+        assert not isinstance(source_of(replayable(dicts, mapper_of(*known)), dicts), str)
 
     @pytest.mark.parametrize("loader", [BATCHES, iter(BATCHES)], ids=["list", "iterator"])
     def test_any_other_loader_is_measured(self, loader):
-        assert "none of Detectron2's" in source_of(loader, 4)
+        assert "none of Detectron2's" in source_of(loader, [])
 
 
 @pytest.mark.parametrize("mapper", [corner_mapper(), corner_function], ids=["class", "function"])

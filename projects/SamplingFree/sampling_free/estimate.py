@@ -175,7 +175,7 @@ def estimate_prior(
     Raises:
         BadInput: if not one anchor is foreground.
     """
-    source = mapper if loader is None else source_of(loader, len(dataset_dicts))
+    source = mapper if loader is None else source_of(loader, dataset_dicts)
     if isinstance(source, str):
         counts = measure_counts(model, loader, progress=progress)
     else:

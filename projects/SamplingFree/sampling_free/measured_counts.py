@@ -28,49 +28,58 @@ logger = logging.getLogger(__name__)
 
 PRECISE = 0.02  # relative standard error of the prior from which no more is read
 LEAST_IMAGES, MOST_IMAGES = 64, 2048
+MOST_COMPARED = 100  # images of the loader with those of the data set
 
 
 class Uncountable(Exception):
     """Why the annotations do not tell what a loader gives, in words."""
 
 
-def source_of(loader, num_images):
+def source_of(loader, dataset_dicts):
     """What tells the prior of a training loader.
 
     Args:
         loader (iterable): gives lists of mapped dicts.
-        num_images (int): of the data set.
+        dataset_dicts (list[dict]): the data set, in Detectron2's format.
 
     Returns:
         DatasetMapper or str: the loader's mapper, where its augmentations and the annotations tell
         what the loader gives; else why they do not.
     """
     try:
-        return _countable_mapper(loader, num_images)
+        return _countable_mapper(loader, dataset_dicts)
     except Uncountable as e:
         return str(e)
 
 
-def _countable_mapper(loader, num_images):
-    mapper, sampler, length = _parts(loader)
+def _countable_mapper(loader, dataset_dicts):
+    mapper, sampler, images = _parts(loader)
     if type(sampler) is not TrainingSampler:
         raise Uncountable(f"{type(sampler).__name__} need not show each image equally often")
-    if length != num_images:
-        raise Uncountable(f"the loader has {length} images, the data set {num_images}")
+    some = np.linspace(0, len(images) - 1, min(len(images), MOST_COMPARED)).astype(int).tolist()
+    if len(images) != len(dataset_dicts) or any(
+        _ground_truth(images[i]) != _ground_truth(dataset_dicts[i]) for i in some
+    ):
+        raise Uncountable("the loader's images or annotations are not those of the data set")
     require_countable(mapper)
     return mapper
 
 
 def _parts(loader):
-    """Mapper, sampler and number of images."""
+    """Mapper, sampler and data set."""
     if isinstance(loader, ReplayableLoader):
-        return loader.mapper, loader.batches.sampler, len(loader.dataset.dicts)
+        return loader.mapper, loader.batches.sampler, loader.dataset.dicts
     inner = loader.dataset if isinstance(loader, AspectRatioGroupedDataset) else loader
     images = inner.dataset if isinstance(inner, DataLoader) else None
     if isinstance(images, ToIterableDataset) and isinstance(images.dataset, MapDataset):
-        wrapped = images.dataset._map_func
-        return getattr(wrapped, "_obj", wrapped), images.sampler, len(images.dataset)
+        mapped = images.dataset
+        return getattr(mapped._map_func, "_obj", mapped._map_func), images.sampler, mapped._dataset
     raise Uncountable(f"its loader, {_name(loader)}, is none of Detectron2's")
+
+
+def _ground_truth(record):
+    objects = record.get("annotations", [])
+    return record["file_name"], [(*map(float, a["bbox"]), a["category_id"]) for a in objects]
 
 
 def require_countable(mapper):

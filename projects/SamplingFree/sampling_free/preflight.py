@@ -139,7 +139,7 @@ def _stand_in(model, inputs):
 
 
 def _estimate(cfg, model, dicts, loader, names, max_images):
-    source = source_of(loader, len(dicts))
+    source = source_of(loader, dicts)
     if cfg.train.prior_file:
         return PriorEstimate.load(cfg.train.prior_file, dependencies(model, dicts, source, names))
     if isinstance(source, str):

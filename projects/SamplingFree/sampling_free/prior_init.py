@@ -229,7 +229,7 @@ class PriorInit(HookBase):
     def _source(self, loader):
         """The mapper whose augmentations are counted, or why the loader is measured."""
         if self.follow_loader and loader is not None:
-            return source_of(loader, len(self.dataset_dicts))
+            return source_of(loader, self.dataset_dicts)
         try:
             require_countable(self.mapper)
         except Uncountable as e:
