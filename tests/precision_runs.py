@@ -23,8 +23,6 @@ DETECTORS = ("retinanet", "fcos", "atss", "paa", "faster_rcnn", "mask_rcnn", "ca
 STEPS, WARMUP = 300, 50
 FIRST_SCALE = 2.0**16  # of PyTorch's GradScaler; it halves at each overflow
 NUM_CLASSES = 2
-# Not of 64 pixels: the weight gradient of a bfloat16 convolution of stride 2 on a level one pixel
-# wide, as p7 has of them, reads memory that nobody wrote, on a CPU with PyTorch 2.11.
 IMAGES = {
     "image_size": "[96,96]",
     "min_size": 16,

@@ -7,7 +7,7 @@ stops with a line that says so, or leaves the batch out: then weights, optimizer
 of normalisation and the gradient scaler stay as they were, and the schedule goes on.
 """
 
-import contextlib
+import functools
 import logging
 import time
 
@@ -16,6 +16,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from .autocast import training_autocast
 from .errors import NonFiniteBatch, NonFiniteLoss, naming_non_finite
 from .guided_loss import sum_over_processes
 from .preserved import ForwardState
@@ -51,9 +52,7 @@ class PrecisionTrainer(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         device = torch.device(device).type
         self.grad_scaler = torch.amp.GradScaler(device, enabled=dtype == "float16")
-        self.autocast = contextlib.nullcontext
-        if dtype is not None:
-            self.autocast = lambda: torch.autocast(device, dtype=DTYPES[dtype])
+        self.autocast = functools.partial(training_autocast, device, DTYPES.get(dtype))
         self.skip_nonfinite = skip_nonfinite
         self.num_skipped = self.num_skipped_in_a_row = 0
         self.wants_to_stop = lambda: False
