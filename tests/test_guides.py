@@ -108,8 +108,8 @@ class TestNormsOfTheBoxGradients:
 
         def losses(boxes, qualities):
             box = sum((x.abs() * 3).sum() for x in boxes)
-            # The second depends on the boxes, too; that part is none of its own predictions.
-            return box, sum((q * 0.5).sum() for q in qualities) + boxes[0].sum() * 7
+            # A target may depend on the boxes, without gradient.
+            return box, sum((q * 0.5).sum() for q in qualities) + boxes[0].detach().sum() * 7
 
         norms = gradient_norms(torch.tensor(9.0), losses, deltas, quality)
         assert [x.item() for x in norms] == pytest.approx([9.0, 16 * 3.0, 16 * 0.5])

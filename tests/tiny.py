@@ -31,7 +31,7 @@ class TinyBottomUp(Backbone):
         super().__init__()
         self.stem = nn.Conv2d(3, WIDTH, 7, stride=4, padding=3)
         self.stages = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, 2, 1) for _ in range(3))
-        self._out_features = ["c3", "c4", "c5"]
+        self._out_features = ("c3", "c4", "c5")  # TorchScript wants a tuple
         self._out_feature_channels = dict.fromkeys(self._out_features, WIDTH)
         self._out_feature_strides = dict(zip(self._out_features, (8, 16, 32)))
 

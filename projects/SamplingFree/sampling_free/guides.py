@@ -66,6 +66,7 @@ class IterationGuide(Guide):
         super().__init__()
         self.weight = weight
 
+    @torch.jit.unused  # scripted detectors infer
     def forward(self, cls, loc, has_foreground):
         return guide_ratio(cls, loc, self.weight)
 
@@ -84,6 +85,7 @@ class ConstantGuide(Guide):
         super().__init__()
         self.key = value
 
+    @torch.jit.unused
     def forward(self, cls, loc, has_foreground):
         return torch.full_like(cls, self.key).float()
 
@@ -111,6 +113,7 @@ class FrozenGuide(IterationGuide):
         self.register_buffer("num_batches", torch.tensor(0))
         self.log_sigmas = nn.Parameter(torch.zeros(num_losses))
 
+    @torch.jit.unused
     def forward(self, cls, loc, has_foreground):
         # Without a branch on a tensor, for which a GPU would have to wait.
         learns = has_foreground & (self.num_batches < self.WARMUP)
@@ -175,7 +178,7 @@ def gradient_norms(cls, loc_losses, *outputs):
         loc_losses (callable): a localisation loss, or a tuple of several, each summed over the
             foreground, from as many arguments as there are ``outputs``.
         outputs (list[Tensor]): for each of these losses what the head predicted for it, (..., D)
-            with D coordinates.
+            with D coordinates. No gradient of another of these losses flows into it.
 
     Returns:
         list[Tensor]: scalars, ``cls`` and one for each localisation loss, a mean over D.
@@ -185,9 +188,7 @@ def gradient_norms(cls, loc_losses, *outputs):
     with torch.enable_grad():
         copies = [[x.detach().float().requires_grad_() for x in xs] for xs in outputs]
         losses = loc_losses(*copies)
-    losses = losses if isinstance(losses, tuple) else (losses,)
-    norms = [cls]
-    for loss, predictions in zip(losses, copies):
-        gradients = torch.autograd.grad(loss, predictions, retain_graph=True)
-        norms.append(sum(g.abs().sum() for g in gradients) / predictions[0].shape[-1])
-    return norms
+    # One call, and no retain_graph: torch.compile frees the buffers of its first backward pass.
+    total = sum(losses) if isinstance(losses, tuple) else losses
+    gradients = iter(torch.autograd.grad(total, [x for xs in copies for x in xs]))
+    return [cls] + [sum(next(gradients).abs().sum() for _ in xs) / xs[0].shape[-1] for xs in copies]

@@ -52,6 +52,7 @@ class GHMC(nn.Module):
         # Not a number that float16 or float32 hold: there are millions of samples.
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.float64))
 
+    @torch.jit.unused  # scripted detectors infer
     def forward(self, logits, labels):
         """
         Args:

@@ -6,14 +6,17 @@ All proposals pass through pooler, head and predictor without gradient; the hard
 pass a second time, and these alone are trained on. arXiv 1604.03540, section 4.
 """
 
+from typing import Dict, List
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
-from ..detectors.roi_heads import EveryProposal, SamplingFreeFastRCNNOutputLayers
+from ..detectors.roi_heads import EveryProposal, SamplingFreeFastRCNNOutputLayers, renamed
 from ..errors import BadInput
 from .ohem import HARD_PER_IMAGE, NMS_THRESH, box_losses, hard_examples, require_hard
 
@@ -63,11 +66,16 @@ class OHEMStandardROIHeads(EveryProposal, StandardROIHeads):
             )
         self.hard_per_image, self.hard_nms_thresh = hard_per_image, hard_nms_thresh
 
-    def _forward_box(self, features, proposals):
+    # For TorchScript, as in SamplingFreeStandardROIHeads.
+    mask_on: torch.jit.Final[bool]
+    keypoint_on: torch.jit.Final[bool]
+    _stock_forward_box = renamed(StandardROIHeads._forward_box, "_stock_forward_box")
+
+    def _forward_box(self, features: Dict[str, torch.Tensor], proposals: List[Instances]):
         if self.training:
             # In place, as train_on_pred_boxes does it: the other heads get this list too.
             proposals[:] = self._hard_proposals(features, proposals)
-        return super()._forward_box(features, proposals)
+        return self._stock_forward_box(features, proposals)
 
     @torch.no_grad()
     def _hard_proposals(self, features, proposals):

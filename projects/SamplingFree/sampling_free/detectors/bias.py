@@ -32,6 +32,7 @@ class ClassifierBias:
 
     classifier_bias_name = None
     head_was_loaded = False
+    __jit_unused_properties__ = ["classifier_bias", "num_prior_classes"]
 
     @property
     def classifier_bias(self):

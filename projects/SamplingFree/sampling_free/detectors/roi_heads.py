@@ -7,6 +7,9 @@ Detectron2's ``ROIHeads`` label the proposals, its ``FastRCNNOutputLayers`` comp
 means over R; here both are means over the foreground.
 """
 
+from types import FunctionType
+from typing import Dict, List
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, cat
@@ -17,6 +20,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
     select_foreground_proposals,
 )
+from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -143,6 +147,11 @@ class EveryProposal:
         return indices, labels[indices]
 
 
+def renamed(function, name):
+    """A copy under another name: TorchScript has no super(), and one method of each name."""
+    return FunctionType(function.__code__, function.__globals__, name)
+
+
 @ROI_HEADS_REGISTRY.register()
 class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
     """Detectron2's ``StandardROIHeads`` (box, mask, keypoint), trained on every proposal.
@@ -195,13 +204,23 @@ class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
         shape = ret["box_head"].output_shape
         return {**ret, "box_predictor": SamplingFreeFastRCNNOutputLayers(cfg, shape)}
 
-    def _forward_mask(self, features, instances):
-        if not (self.training and self.mask_on):
-            return super()._forward_mask(features, instances)
+    # For TorchScript; Detectron2 declares it of its own class.
+    mask_on: torch.jit.Final[bool]
+    keypoint_on: torch.jit.Final[bool]
+    _stock_forward_mask = renamed(StandardROIHeads._forward_mask, "_stock_forward_mask")
+
+    def _forward_mask(self, features: Dict[str, torch.Tensor], instances: List[Instances]):
+        if self.training:
+            return self._mask_losses(features, instances)
+        return self._stock_forward_mask(features, instances)
+
+    def _mask_losses(self, features, instances):
+        if not self.mask_on:
+            return {}
         instances, _ = select_foreground_proposals(instances, self.num_classes)
         if self.max_mask_positives is not None:
             instances = [_at_most(x, self.max_mask_positives) for x in instances]
-        losses = super()._forward_mask(features, instances)
+        losses = self._stock_forward_mask(features, instances)
         return of_all_processes(losses, sum(len(x) for x in instances))
 
 

@@ -11,12 +11,14 @@ Trained on every sample, a detector starts from scores of the prior's size and s
 from the prior that was measured for training and lies in the checkpoint.
 """
 
+import copy
 import math
 
 import torch
+from torch import nn
 
 from ..errors import BadInput, require_number
-from .bias import PER_CLASS
+from .bias import PER_CLASS, ClassifierBias
 
 PRIOR = "prior"
 MODES = (PRIOR, PER_CLASS)
@@ -64,6 +66,22 @@ class PriorThreshold:
         if not isinstance(threshold, str):
             require_number("model.test_score_thresh", threshold, 0, 1)
         self._test_score_thresh = threshold
+
+    def __prepare_scriptable__(self):
+        """The stock detector with these weights and this threshold, for ``torch.jit.script``.
+
+        TorchScript compiles no property of this kind, and inference needs no other.
+        """
+        stock = copy.copy(self)
+        ours = PriorThreshold, ClassifierBias
+        stock.__class__ = next(
+            c for c in type(self).__mro__ if issubclass(c, nn.Module) and not issubclass(c, ours)
+        )
+        stock._modules = dict(self._modules)
+        # scripting_with_instances says so of the classes that it finds in the model.
+        stock.__constants__ = [*getattr(self, "__constants__", ()), "training"]
+        stock.test_score_thresh = self.test_score_thresh
+        return stock
 
     def require_threshold(self):
         """Raises BadInput if the threshold is to follow from a prior that is not known."""
