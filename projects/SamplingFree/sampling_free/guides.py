@@ -188,7 +188,7 @@ def gradient_norms(cls, loc_losses, *outputs):
     with torch.enable_grad():
         copies = [[x.detach().float().requires_grad_() for x in xs] for xs in outputs]
         losses = loc_losses(*copies)
+        total = sum(losses) if isinstance(losses, tuple) else losses
     # One call, and no retain_graph: torch.compile frees the buffers of its first backward pass.
-    total = sum(losses) if isinstance(losses, tuple) else losses
     gradients = iter(torch.autograd.grad(total, [x for xs in copies for x in xs]))
     return [cls] + [sum(next(gradients).abs().sum() for _ in xs) / xs[0].shape[-1] for xs in copies]
