@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from sampling_free.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
 from sampling_free.checkpoint import load_trained
-from sampling_free.cli import add_allow_pickle, allowed_pickle, load_config, one_line_errors
+from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import dataset_names
 from sampling_free.engine import with_present_device
 from sampling_free.errors import BadInput
@@ -49,11 +49,8 @@ def parse_args(argv=None):
             raise ValueError
         return value
 
-    parser = argparse.ArgumentParser(
-        description="Run a trained detector on pictures of one's own.",
-        epilog="key=value at the very end overrides the config, such as train.device=cpu",
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the one of training")
+    parser = argparse.ArgumentParser(description="Run a trained detector on pictures of one's own.")
+    add_config_options(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="IMG", help="files, folders or glob patterns"
     )
@@ -68,14 +65,7 @@ def parse_args(argv=None):
         help=f"0 to 1; default: that of best F1, from {FILE_NAME} beside the weights, "
         f"else {FALLBACK_THRESHOLD}; the model has dropped some by its own test_score_thresh",
     )
-    add_allow_pickle(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    # --input takes all that follows it, overrides too.
-    swallowed = [text for text in args.input if "=" in text and not os.path.exists(text)]
-    args.input = [text for text in args.input if text not in swallowed]
-    args.opts = swallowed + args.opts + allowed_pickle(args)
-    return args
+    return parse(parser, argv)
 
 
 def find_images(inputs):
@@ -163,7 +153,7 @@ def main(argv=None):
     args = parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    cfg = with_present_device(load_config(args.config_file, args.opts))
+    cfg = with_present_device(config_of(args))
     files = find_images(args.input)
     output = Path(args.output)
     if any(Path(file).resolve().parent == output.resolve() for file in files):

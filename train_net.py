@@ -14,20 +14,19 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from sampling_free.cli import (
-    add_allow_pickle,
-    allowed_pickle,
+    add_config_options,
+    config_of,
     find_config,
-    load_config,
     one_line_errors,
+    parse,
 )
 from sampling_free.engine import LazyTrainer, evaluate_only
 from sampling_free.processes import add_timeout, start
-from sampling_free.variants import VARIANTS
 
 
 @one_line_errors
 def train_or_evaluate(args):
-    cfg = load_config(args.config_file, args.opts, args.sampling_free, args.variant)
+    cfg = config_of(args)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="sampling_free")
     if args.eval_only:
@@ -40,21 +39,13 @@ def train_or_evaluate(args):
 @one_line_errors
 def main():
     parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        "--sampling-free", action="store_true", help="short for --variant sampling_free"
-    )
-    lines = (f"{name}: {what}" for name, what in VARIANTS.items())
-    parser.add_argument(
-        "--variant", metavar="NAME", help=f"make it another detector first; {'; '.join(lines)}"
-    )
-    add_allow_pickle(parser)
+    add_config_options(parser)
     add_timeout(parser)
-    args = parser.parse_args()
-    args.opts += allowed_pickle(args)
+    args = parse(parser)
     args.config_file = find_config(args.config_file)
     if args.num_gpus * args.num_machines > 1:
         # A mistake is said once, not by each process.
-        load_config(args.config_file, args.opts, args.sampling_free, args.variant)
+        config_of(args)
     start(train_or_evaluate, args)
 
 

@@ -21,7 +21,7 @@ from detectron2.structures import Boxes
 from tqdm import tqdm
 
 from sampling_free.atss_assignment import atss_match
-from sampling_free.cli import load_config, one_line_errors
+from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import dataset_names, load_dataset
 from sampling_free.prior import optimal_prior
 
@@ -56,13 +56,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of a PAA")
+    add_config_options(parser)
     parser.add_argument("--images", type=int, default=80, help="training images, at most")
     parser.add_argument("--output", required=True, metavar="JSON", help="gets the record")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
-    args = parser.parse_args()
+    args = parse(parser)
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = config_of(args)
     dataset = load_dataset(cfg.dataloader.train.dataset, cfg.model)[: args.images]
     mapper = instantiate(cfg.dataloader.train.mapper)
     torch.manual_seed(0)

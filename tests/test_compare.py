@@ -29,15 +29,18 @@ def stage(tmp_path, monkeypatch):
 
 class TestCommandLine:
     def test_overrides_stand_anywhere_but_behind_an_option(self):
-        words = "--variants focal all_samples:model.prior=0.5,model.guide=2 --seeds 0 1 a.b=1"
-        others, overrides = compare.without_overrides(words.split())
-        assert overrides == ["a.b=1"] and others == words.split()[:-1]
-        words = ["x=1", "--folder", "a=b", "y=[1,2]", "--vary", "k=1", "k=2", "--jobs", "2"]
-        others, overrides = compare.without_overrides(words)
-        assert overrides == ["x=1", "y=[1,2]"]
-        assert others == ["--folder", "a=b", "--vary", "k=1", "k=2", "--jobs", "2"]
-        words = ["--jobs=2", "x=1", "--vary=k=1", "y=1"]
-        assert compare.without_overrides(words) == (["--jobs=2", "--vary=k=1"], ["x=1", "y=1"])
+        words = "--configs a.py --folder x=1 --seeds 0 1 a.b=1 --jobs=2 c=[1,2] --vary k=1 k=2"
+        args = compare.parse_args(words.split())
+        assert (args.folder, args.jobs, args.seeds) == ("x=1", 2, [0, 1])
+        assert args.vary == ["k=1", "k=2"] and args.opts == ["a.b=1", "c=[1,2]"]
+        words = "x=1 --vary k=1 k=2 --best-only y=1 --seeds 0 --configs a.py --vary=k=3 z=1"
+        with pytest.raises(BadInput, match="--best-only needs"):
+            compare.parse_args(words.split())
+        args = compare.parse_args(words.replace("--best-only ", "--jobs 1 ").split())
+        assert args.vary == ["k=3"] and args.opts == ["x=1", "y=1", "z=1"]
+        words = "--config-file a.py --variants focal all_samples:model.prior=0.5,model.guide=2 x=1"
+        args = compare.parse_args(words.split())
+        assert args.variants == words.split()[3:5] and args.opts == ["x=1"]
 
     @pytest.mark.parametrize(
         "words, line",

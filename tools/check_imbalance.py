@@ -17,7 +17,7 @@ import os
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from sampling_free.cli import add_allow_pickle, allowed_pickle, load_config, one_line_errors
+from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.engine import with_present_device
 from sampling_free.errors import BadInput, require_writable
 from sampling_free.imbalance_plot import plot_imbalance
@@ -29,10 +29,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--variant", metavar="NAME", help="turn the config first, see train_net.py --help"
-    )
+    add_config_options(parser)
     parser.add_argument(
         "--images",
         type=int,
@@ -41,17 +38,14 @@ def main():
     )
     parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
     parser.add_argument("--picture", metavar="PNG", help="default: train.output_dir/imbalance.png")
-    add_allow_pickle(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
-    args = parser.parse_args()
+    args = parse(parser)
     setup_logger(name="sampling_free")
 
     for option, path in (("--json", args.json), ("--picture", args.picture)):
         require_writable(option, path)
     if args.picture and not args.picture.endswith(".png"):
         raise BadInput(f"--picture {args.picture}: is drawn as PNG; give a name that ends on .png")
-    overrides = args.opts + allowed_pickle(args)
-    cfg = with_present_device(load_config(args.config_file, overrides, variant=args.variant))
+    cfg = with_present_device(config_of(args))
     if cfg.train.seed >= 0:
         seed_all_rng(cfg.train.seed)
     found = check_imbalance(cfg, args.config_file, args.images)

@@ -14,12 +14,12 @@
         --vary model.guide=iteration model.guide=gradient --output results/bccd_guides.json
 
 What is compared is one config in several --variants, each with overrides of its own behind a
-colon, or several --configs as they are. The first is the reference. All runs get the same data
-order, schedule and seeds. All variants are tested at the score threshold of the sampling-free one;
-focal, sampled, ohem and ghm at their usual threshold too, in a row of its own. With --rates and
---choose each learning rate is chosen on those splits, with the first seed; with --rates alone
-there is a row for each rate. With --best-only the variants are one that is tuned: of all of them
-and all rates only the best on those splits is run on.
+colon, or several --configs as they are, so that --sampling-free has no place here. The first is
+the reference. All runs get the same data order, schedule and seeds. All variants are tested at the
+score threshold of the sampling-free one; focal, sampled, ohem and ghm at their usual threshold too,
+in a row of its own. With --rates and --choose each learning rate is chosen on those splits, with
+the first seed; with --rates alone there is a row for each rate. With --best-only the variants are
+one that is tuned: of all of them and all rates only the best on those splits is run on.
 
 Every run is a call of train_net.py in a process of its own, in a folder of its own, whose
 result.json is whole or absent. A second call does only what is missing, on another machine too if
@@ -32,14 +32,13 @@ gets one JSON for each run, of as many comparisons as you like.
 import argparse
 import math
 import os
-import re
 import signal
 import sys
 from pathlib import Path
 
 from tabulate import tabulate
 
-from sampling_free.cli import one_line_errors
+from sampling_free.cli import add_config_options, one_line_errors, parse
 from sampling_free.comparison.plan import (
     PICTURES,
     plan,
@@ -68,7 +67,7 @@ def parse_args(words):
         words (list[str]): the command line.
 
     Returns:
-        argparse.Namespace: with ``overrides``.
+        argparse.Namespace: with ``opts``, the overrides of all runs.
 
     Raises:
         BadInput: what does not go together.
@@ -80,7 +79,7 @@ def parse_args(words):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(["variants:", *(f"  {n}: {what}" for n, what in VARIANTS.items())]),
     )
-    parser.add_argument("--config-file", metavar="FILE", help="for --variants")
+    add_config_options(parser, variants=False)
     parser.add_argument("--variants", nargs="+", metavar="NAME[:KEY=VALUE,...]")
     parser.add_argument("--configs", nargs="+", metavar="FILE")
     parser.add_argument(
@@ -98,42 +97,15 @@ def parse_args(words):
     parser.add_argument("--report", metavar="HTML", help="a page with curves and pictures")
     parser.add_argument("--jobs", default=1, type=int, help="runs side by side")
     parser.add_argument("--threads", default=1, type=int, help="CPU threads of a run")
-    words, overrides = without_overrides(words)
-    args = parser.parse_args(words)
-    args.overrides = overrides
+    args = parse(parser, words, own=("--vary",))
     _check(args)
     args.seeds = list(dict.fromkeys(args.seeds))
     args.rates = args.rates and list(dict.fromkeys(args.rates))
     return args
 
 
-def without_overrides(words):
-    """Parts the key=value words of a command line from the others, which argparse understands.
-
-    A word right behind an option is the option's, unless that has its value behind a =; so is all
-    behind --vary.
-
-    Args:
-        words (list[str]):
-
-    Returns:
-        tuple[list[str], list[str]]: the others, the overrides.
-    """
-    others, overrides, before, option = [], [], "", None
-    for word in words:
-        option = word if word.startswith("--") else option
-        is_value = before.startswith("--") and "=" not in before or option == "--vary"
-        # A variant's own overrides stand behind a colon.
-        if not is_value and re.match(r"[\w.+~]+=", word):
-            overrides.append(word)
-        else:
-            others.append(word)
-        before = word
-    return others, overrides
-
-
 def _check(args):
-    if bool(args.config_file) != bool(args.variants) or bool(args.variants) == bool(args.configs):
+    if bool(args.variants) == bool(args.configs) or args.config_file and args.configs:
         raise BadInput(
             "what is compared? give --config-file FILE with --variants NAME ..., or --configs FILE "
             f"...; variants: {', '.join(VARIANTS)}"
@@ -214,9 +186,9 @@ def compare(args, poll=POLL):
         list[str]: a line for each run that failed.
     """
     if args.variants:
-        runs = runs_of_variants(args.config_file, args.variants, args.overrides)
+        runs = runs_of_variants(args.config_file, args.variants, args.opts)
     else:
-        runs = runs_of_configs(args.configs, args.vary, args.overrides)
+        runs = runs_of_configs(args.configs, args.vary, args.opts)
     output = Records(args.output) if _is_folder(args.output) else Output(args.output)
     pictures = PICTURES if args.report or isinstance(output, Output) else 0
     choosing, rates, lost = [], [None], []

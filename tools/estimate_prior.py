@@ -14,7 +14,7 @@ from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
 
 from sampling_free.assignment import assignment_of
-from sampling_free.cli import load_config, one_line_errors
+from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import dataset_names, instantiate_with, load_dataset
 from sampling_free.engine import with_present_device
 from sampling_free.estimate import FILE_NAME, estimate_prior
@@ -26,7 +26,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_config_options(parser)
     parser.add_argument("--output", metavar="FILE", help="default: train.output_dir/prior.json")
     parser.add_argument(
         "--num-workers",
@@ -35,11 +35,10 @@ def main():
         metavar="N",
         help="processes that count, 0 for this one alone (default); the numbers are the same",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
-    args = parser.parse_args()
+    args = parse(parser)
     setup_logger(name="sampling_free")
 
-    cfg = with_present_device(load_config(args.config_file, args.opts))
+    cfg = with_present_device(config_of(args))
     node = cfg.dataloader.train
     model = instantiate(cfg.model).to(cfg.train.device)
     dicts, mapper = load_dataset(node.dataset, cfg.model), instantiate(node.mapper)

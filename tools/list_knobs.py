@@ -11,7 +11,7 @@ import json
 
 from tabulate import tabulate
 
-from sampling_free.cli import load_config, one_line_errors
+from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.errors import require_writable
 from sampling_free.knobs import list_knobs
 
@@ -45,14 +45,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--variant", metavar="NAME", help="as of train_net.py")
+    add_config_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write the three lists there, too")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
-    args = parser.parse_args()
+    args = parse(parser)
 
     require_writable("--json", args.json)
-    found = list_knobs(load_config(args.config_file, args.opts, variant=args.variant))
+    found = list_knobs(config_of(args))
     print("\n\n".join(block(title, getattr(found, name)) for name, title in TITLES.items()))
     if args.json:
         lists = {k: [x._asdict() for x in rows] for k, rows in found._asdict().items()}

@@ -23,7 +23,7 @@ from torch import nn
 
 from sampling_free.best_threshold import pick_threshold
 from sampling_free.checkpoint import NamingCheckpointer
-from sampling_free.cli import add_allow_pickle, allowed_pickle, load_config, one_line_errors
+from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import load_dataset, target_of
 from sampling_free.engine import LazyTrainer, evaluate_only
 from sampling_free.errors import BadInput
@@ -35,10 +35,7 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--sampling-free", action="store_true", help="convert a config of Detectron2 first"
-    )
+    add_config_options(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--resume", action="store_true", help="the last checkpoint of train.output_dir"
@@ -55,9 +52,7 @@ def parse_args():
         "--precision", type=float, help="the lowest threshold that has it; default: best F1"
     )
     parser.add_argument("--output", metavar="FOLDER", help="default: train.output_dir")
-    add_allow_pickle(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides, key=value")
-    return parser.parse_args()
+    return parse(parser)
 
 
 def keep_coco_evaluator(cfg, config_file):
@@ -110,8 +105,7 @@ def main():
     setup_logger()  # Detectron2's, for the progress
     setup_logger(name="sampling_free")
 
-    overrides = args.opts + allowed_pickle(args)
-    cfg = load_config(args.config_file, overrides, args.sampling_free)
+    cfg = config_of(args)
     keep_coco_evaluator(cfg, args.config_file)
     if not args.detections:
         require_weights(cfg, args.resume)

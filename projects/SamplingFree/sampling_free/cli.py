@@ -2,37 +2,110 @@
 
 import functools
 import logging
+import os
+import re
 import sys
 import warnings
 
+from detectron2.config import get_cfg
 from torch.multiprocessing import ProcessExitedException
 
 from .config import find_config, load_config
 from .errors import BadInput, NonFiniteLoss
 from .interruption import Interrupted
+from .variants import VARIANTS
 
-__all__ = [
-    "add_allow_pickle",
-    "allowed_pickle",
-    "find_config",
-    "load_config",
-    "one_line_errors",
-]
+__all__ = ["add_config_options", "config_of", "find_config", "one_line_errors", "parse"]
 
 
-def add_allow_pickle(parser):
-    """Adds --allow-pickle to an ArgumentParser; it is short for an override."""
+def add_config_options(parser, variants=True):
+    """Adds --config-file, --sampling-free, --variant, --allow-pickle and the overrides.
+
+    Args:
+        parser (ArgumentParser): it may have the first and the last already, as Detectron2's
+            ``default_argument_parser``.
+        variants (bool): False for a script that compares variants.
+    """
+    known = {action.dest: action for action in parser._actions}
+    file = known.get("config_file") or parser.add_argument("--config-file", default="")
+    file.metavar, file.help = (
+        "FILE",
+        "a LazyConfig (.py), a YAML config of Detectron2, or a name in its model zoo, such as "
+        "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    )
+    if variants:
+        parser.add_argument(
+            "--sampling-free", action="store_true", help="short for --variant sampling_free"
+        )
+        lines = (f"{name}: {what}" for name, what in VARIANTS.items())
+        parser.add_argument(
+            "--variant", metavar="NAME", help=f"make it another detector first; {'; '.join(lines)}"
+        )
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
         help="load weights that could run code (train.allow_pickle=True): only if you trust where "
         "they come from",
     )
+    opts = known.get("opts") or parser.add_argument("opts")
+    opts.nargs, opts.metavar, opts.help = (
+        "*",
+        "KEY=VALUE",
+        "overrides of the config, such as train.device=cpu; of a YAML config also KEY VALUE, such "
+        "as SOLVER.IMS_PER_BATCH 8",
+    )
 
 
-def allowed_pickle(args):
-    """list[str]: the override that --allow-pickle stands for."""
-    return ["train.allow_pickle=True"] if args.allow_pickle else []
+def parse(parser, words=None, own=()):
+    """Parses a command line whose overrides may stand anywhere.
+
+    Args:
+        parser (ArgumentParser): of :func:`add_config_options`.
+        words (list[str]): default: those of the process.
+        own (tuple[str]): options that take several key=value words, which are no overrides.
+
+    Returns:
+        argparse.Namespace: ``opts`` is the list of all overrides.
+    """
+    words, overrides = _without_overrides(parser, sys.argv[1:] if words is None else words, own)
+    args = parser.parse_args(words)
+    args.opts = [*args.opts, *overrides]
+    if args.allow_pickle:
+        args.opts.append("train.allow_pickle=True")
+    return args
+
+
+def config_of(args):
+    """:func:`load_config` of what :func:`parse` found."""
+    return load_config(args.config_file, args.opts, args.sampling_free, args.variant)
+
+
+def _without_overrides(parser, words, own):
+    """The words that argparse understands, and the overrides: it would give them to an option.
+
+    A word right behind an option is the option's, unless that is a flag or has its value behind
+    a =. What is there as a file is no override.
+    """
+    rest, overrides, option, words = [], [], None, list(words)
+    while words:
+        word = words.pop(0)
+        option = word if word.startswith("--") else option
+        if option in own or rest and _takes_value(parser, rest[-1]) or os.path.exists(word):
+            rest.append(word)
+        elif re.match(r"[\w.+~]+=", word):
+            overrides.append(word)
+        elif word.split(".")[0] in get_cfg():
+            overrides += [word, *words[:1]]
+            del words[:1]
+        else:
+            rest.append(word)
+    return rest, overrides
+
+
+def _takes_value(parser, word):
+    """Whether the next word is an option's; also of one cut short, which argparse completes."""
+    action = parser._option_string_actions.get(word)
+    return action.nargs != 0 if action else word.startswith("--") and "=" not in word
 
 
 def one_line_errors(main):
