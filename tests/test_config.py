@@ -5,6 +5,7 @@ import builtins
 import pytest
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
+from omegaconf import OmegaConf
 from tiny_run import REPO, write_config
 
 from sampling_free.config import TRAIN_DEFAULTS, load_config
@@ -139,6 +140,46 @@ def test_a_reference_to_nothing_is_named(tmp_path):
     path = write_config(tmp_path, "\nmodel.num_classes = '${nothing.here}'\n")
     assert "nothing.here" in message(path)
     assert "nothing.here" in message(path, ["model.num_classes.a=3"])
+
+
+MAPPER = """
+def my_mapper(record):
+    return record
+dataloader.train.mapper = my_mapper
+"""
+FORMAT = "dataloader.test.mapper.image_format"
+
+
+@pytest.mark.parametrize(
+    "extra, key, reason",
+    [
+        (MAPPER, FORMAT, "dataloader.train.mapper is now my_mapper and has no 'image_format'"),
+        ("del dataloader.train.mapper", FORMAT, "but dataloader.train has no 'mapper'"),
+        ("train.output_dir = '${..cfg.OUT}'", "train.output_dir", "to cfg.OUT, which is not there"),
+        (
+            "train.output_dir = '${.dir}'",
+            "train.output_dir",
+            "train has no 'dir'",
+        ),
+        ("train.output_dir = '${train.output_dir}'", "train.output_dir", "Recursive"),
+        ("train.output_dir = 'out/${cfg.OUT}'", "train.output_dir", "'cfg.OUT' not found"),
+    ],
+)
+def test_a_reference_that_lost_its_aim_is_named_until_its_key_is_set(tmp_path, extra, key, reason):
+    path = write_config(tmp_path, f"\n{extra}\n")
+    line = message(path)
+    assert line.startswith(f"{key}: ") and reason in line and line.endswith(f"; set {key}")
+    cfg = load_config(path, [f"{key}=BGR"])
+    assert OmegaConf.select(cfg, key) == "BGR"
+
+
+def test_a_reference_to_nothing_in_a_list_is_named(tmp_path):
+    key = "dataloader.train.mapper.augmentations"
+    path = write_config(tmp_path, f"\n{key}[0] = '${{..none}}'\n")
+    for overrides in ([], [f"{key}.0.prob=0.5"]):
+        line = message(path, overrides)
+        mapper = "dataloader.train.mapper"
+        assert f"{key}.0: refers to {mapper}.none, but {mapper} has no 'none'; set" in line
 
 
 def test_a_missing_mandatory_value_is_named_until_it_is_given(tmp_path):

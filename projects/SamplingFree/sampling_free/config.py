@@ -9,6 +9,7 @@ import builtins
 import difflib
 import inspect
 import os
+import re
 
 import torch
 from detectron2 import model_zoo
@@ -178,7 +179,7 @@ def _load(path):
 
 def _check_spelling(node, known, where):
     """A key of a file that resembles a known one is a misspelt one; others may be a user's own."""
-    for key, value in node.items():
+    for key, value in node.items_ex(resolve=False):  # what is missing may yet be overridden
         if key not in known:
             near = difflib.get_close_matches(str(key), list(known), 1, cutoff=0.75)
             if near:
@@ -245,13 +246,13 @@ def _apply(cfg, override):
         raise BadInput(f"{override!r} is no override: write key=value, e.g. train.max_iter=100")
     key = key.lstrip("+")
     _check_key(cfg, key)
-    before = OmegaConf.select(cfg, key)
+    before = _select(cfg, key)
     try:
         LazyConfig.apply_overrides(cfg, [override])
     except Exception as e:  # Hydra's parser and OmegaConf have many of their own
         reason = str(e).strip().splitlines()[0]
         raise BadInput(f"{override!r} cannot be applied: {reason}") from None
-    after = OmegaConf.select(cfg, key)
+    after = _select(cfg, key)
     if isinstance(before, (int, float)) and isinstance(after, str) and not _takes_words(cfg, key):
         raise BadInput(f"{override!r}: {key} is a number, now {before!r}")
 
@@ -264,13 +265,12 @@ def _takes_words(cfg, key):
 
 
 def _check_key(cfg, key):
-    node, done = cfg, []
-    for part in key.split("."):
+    node, done, parts = cfg, [], key.split(".")
+    for part in parts:
         where = ".".join(done) or "the config"
         if isinstance(node, ListConfig):
             if not part.isdigit() or int(part) >= len(node):
                 raise BadInput(f"{key}: {where} is a list of {len(node)}, {part!r} is no index")
-            node = node[int(part)]
         elif isinstance(node, DictConfig):
             known = [str(k) for k in node]
             if part not in node:
@@ -281,10 +281,12 @@ def _check_key(cfg, key):
                 near = difflib.get_close_matches(part, known, 1, cutoff=0.5)
                 hint = f"did you mean {'.'.join([*done, near[0]])}?" if near else f"known: {known}"
                 raise BadInput(f"{key}: unknown key {part!r} in {where}; {hint}")
-            node = _child(node, part, where)
         else:
             raise BadInput(f"{key}: {where} is the value {node!r} and has no keys")
         done.append(part)
+        if len(done) < len(parts):  # what the last one refers to does not matter any more
+            index = int(part) if isinstance(node, ListConfig) else part
+            node = _child(node, index, ".".join(done[:-1]))
 
 
 def call_parameters(node):
@@ -329,7 +331,7 @@ def _named(function, keep_named=False):
 def _check_calls(node, where=""):
     """Every key of every call must be a parameter of what is called."""
     if isinstance(node, ListConfig):
-        children = enumerate(node)
+        children = ((i, _child(node, i, where)) for i in range(len(node)))
     elif isinstance(node, DictConfig):
         parameters = call_parameters(node) if "_target_" in node else None
         for key in node if parameters is not None else ():
@@ -351,4 +353,35 @@ def _child(node, key, where):
     try:
         return node[key]
     except OmegaConfBaseException as e:
-        raise BadInput(f"{where}.{key}: {e}") from None
+        full = f"{where}.{key}".lstrip(".")
+        reason = _missing_reference(node, key, where.split(".")) or e.msg
+        raise BadInput(f"{full}: {reason}; set {full}") from None
+
+
+def _missing_reference(node, key, where):
+    """What a value that is one ${...} refers to, and what is there instead; None of any other."""
+    reference = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", str(node._get_node(key)._value()))
+    if not reference:
+        return None
+    dots, path = reference.groups()
+    path = path.split(".")
+    if dots:
+        path = [*where[: len(where) - len(dots) + 1], *path]
+    for length in range(len(path) - 1, 0, -1):
+        known = ".".join(path[:length])
+        there = _select(node._get_root(), known)
+        if there is not None:
+            is_node = isinstance(there, (DictConfig, ListConfig))
+            if is_node and path[length] in there:
+                return None
+            what = "" if is_node else f" is now {getattr(there, '__name__', repr(there))} and"
+            return f"refers to {'.'.join(path)}, but {known}{what} has no {path[length]!r}"
+    return f"refers to {'.'.join(path)}, which is not there"
+
+
+def _select(cfg, key):
+    """The value of a key; None also of one that refers to nothing."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
