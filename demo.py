@@ -8,7 +8,6 @@ scores at least the threshold of best F1, which an evaluation of the same weight
 
 import argparse
 import glob
-import json
 import logging
 import os
 import sys
@@ -28,6 +27,7 @@ from sampling_free.cli import add_config_options, config_of, one_line_errors, pa
 from sampling_free.datasets import dataset_names
 from sampling_free.engine import with_present_device
 from sampling_free.errors import BadInput
+from sampling_free.json_file import write_json
 from sampling_free.pictures import class_name, draw_detections, unique_stems
 
 logger = logging.getLogger("sampling_free")
@@ -154,6 +154,11 @@ def main(argv=None):
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     cfg = with_present_device(config_of(args))
+    if "test" not in cfg.dataloader:
+        raise BadInput(
+            f"{args.config_file}: has no test set, whose mapper pictures go through: set "
+            "dataloader.test, or DATASETS.TEST in a YAML config"
+        )
     files = find_images(args.input)
     output = Path(args.output)
     if any(Path(file).resolve().parent == output.resolve() for file in files):
@@ -184,7 +189,7 @@ def main(argv=None):
         records = as_records(instances, metadata)
         results.append({"file": file, "threshold": threshold, "detections": records})
         progress.write(f"{file}: {len(records)} detections with score >= {threshold:.3g}")
-    (output / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(str(output / "detections.json"), results)
     return 2 if num_unreadable else 0
 
 

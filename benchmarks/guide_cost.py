@@ -11,8 +11,6 @@ two iterations is as noisy as they are, the time inside is not.
 
 import argparse
 import contextlib
-import json
-import os
 import statistics
 import sys
 from unittest import mock
@@ -29,6 +27,7 @@ from sampling_free import guided_loss, guides
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.datasets import num_classes_of
 from sampling_free.detectors import points, retinanet, roi_heads, rpn
+from sampling_free.json_file import write_json
 
 CONFIGS = {  # and where the prior is; its value does not matter here
     "configs/retinanet/retinanet_R_50_FPN_1x.py": "model.prior=1e-5",
@@ -110,14 +109,6 @@ def measure(config, override, args):
     }
 
 
-def write_records(path, records):
-    """Writes a list of dicts as JSON; the folder is made."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "w") as f:
-        json.dump(records, f, indent=1)
-        f.write("\n")
-
-
 def arguments(doc, repeats):
     """The command line of a benchmark of training iterations."""
     parser = argparse.ArgumentParser(
@@ -134,7 +125,7 @@ def arguments(doc, repeats):
 def main():
     args = arguments(__doc__, repeats=4)
     records = [measure(config, override, args) for config, override in CONFIGS.items()]
-    write_records(args.output, records)
+    write_json(args.output, records)
     for r in records:
         print(
             f"{r['config']}: {r['percent_inside_median']:.2f} % of an iteration for the norms; "

@@ -13,7 +13,7 @@ import statistics
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from guide_cost import arguments, write_records
+from guide_cost import arguments
 from machine import default_device, device_name, versions
 from made_up import made_up_batch
 from timing import now
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.datasets import num_classes_of
 from sampling_free.gradient_probe import measure
+from sampling_free.json_file import write_json
 
 CONFIGS = {  # and the prior, whose value does not matter here
     "configs/retinanet/retinanet_R_50_FPN_1x.py": ["model.prior=1e-5"],
@@ -80,7 +81,7 @@ def cost(config, overrides, args):
 def main():
     args = arguments(__doc__, repeats=5)
     records = [cost(config, overrides, args) for config, overrides in CONFIGS.items()]
-    write_records(args.output, records)
+    write_json(args.output, records)
     for r in records:
         print(
             f"{r['config']}: a measurement takes as long as {r['iterations_median']:.2f} "

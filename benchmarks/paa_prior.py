@@ -23,6 +23,7 @@ from tqdm import tqdm
 from sampling_free.atss_assignment import atss_match
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import dataset_names, load_dataset
+from sampling_free.json_file import write_json
 from sampling_free.prior import optimal_prior
 
 
@@ -84,10 +85,7 @@ def main():
             records = json.load(f)
     keys = ("config", "data_set")
     records = [r for r in records if any(r[key] != record[key] for key in keys)] + [record]
-    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-    with open(args.output, "w") as f:
-        json.dump(records, f, indent=1)
-        f.write("\n")
+    write_json(args.output, records)
     print(json.dumps(record, indent=1))
 
 

@@ -11,6 +11,8 @@ import torch
 from triton_on_cpu import DEVICE
 from yaml_files import sets, tiny
 
+from sampling_free.json_file import write_json
+
 __all__ = ["sets", "tiny"]
 
 # As LazyTrainer does it on a CPU: else a focal loss that an earlier test has compiled rounds
@@ -82,6 +84,4 @@ class _Figures:
             if name == FIGURE:
                 content = json.loads(self.path.read_text()) if self.path.exists() else {}
                 content.setdefault(table, {})[row] = values
-                part = self.path.with_suffix(".tmp")
-                part.write_text(json.dumps(content, indent=1))
-                os.replace(part, self.path)
+                write_json(str(self.path), content)

@@ -140,11 +140,11 @@ def train(detector, folder, dtype=None, seed=0):
 def _not_finite(folder):
     rows = [json.loads(line) for line in (Path(folder) / "metrics.json").read_text().splitlines()]
     assert rows[-1]["iteration"] >= STEPS - 1
-    # An evaluation has NaN for the AP of sizes that no object has.
+    # An evaluation has null for the AP of sizes that no object has.
     numbers = [
         x for row in rows for key, x in row.items() if "bbox/" not in key and "segm/" not in key
     ]
     weights = torch.load(Path(folder) / "model_final.pth", weights_only=True)["model"].values()
-    return sum(not math.isfinite(x) for x in numbers) + sum(
+    return sum(x is None or not math.isfinite(x) for x in numbers) + sum(
         not bool(w.isfinite().all()) for w in weights
     )

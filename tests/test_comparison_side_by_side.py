@@ -18,8 +18,9 @@ from sampling_free.comparison import outcome
 from sampling_free.comparison.lock import Lock
 from sampling_free.comparison.precision_recalls import curves_of_classes, interpolated
 from sampling_free.comparison.process import Processes, Stopped
-from sampling_free.comparison.store import read_json, result_of, write_json
+from sampling_free.comparison.store import read_json, result_of
 from sampling_free.errors import BadInput
+from sampling_free.json_file import write_json
 from sampling_free.matches import Matches
 
 

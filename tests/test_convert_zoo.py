@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import detectron2
 import pytest
 import torch
 from detectron2.modeling import (
@@ -29,9 +30,7 @@ from small_zoo import (
 )
 from torch import nn
 
-from sampling_free import (
-    convert,
-)
+from sampling_free import BadInput, convert
 
 # Every config of Detectron2 --------------------------------------------------------------------
 
@@ -108,6 +107,31 @@ def test_every_yaml_config_is_converted_and_trained(name):
     assert ("loss_cls_stage2" in values) == ("cascade" in name)
     assert (type(model) is ProposalNetwork) == ("/rpn_" in name)
     assert (type(model) is PanopticFPN) == ("panoptic" in name) == ("loss_sem_seg" in values)
+
+
+OTHERS = [name for name in found("**/*.yaml") if name not in YAML]
+PROJECTS = Path(detectron2.__file__).parents[1] / "projects"  # in a checkout
+LAZY_PROJECTS = [str(p) for x in ("ViTDet", "MViTv2") for p in PROJECTS.glob(f"{x}/configs/*/*.py")]
+REFUSED = {
+    "semantic_R_50": "SemanticSegmentor",
+    "normalized_training": "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS",
+    "/LVIS/": "use_fed_loss",
+}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *LAZY_PROJECTS])
+def test_every_other_config_is_converted_or_refused_in_one_line(name):
+    cfg = stock(name)
+    reason = next((REFUSED[part] for part in REFUSED if part in name), None)
+    if reason:
+        with pytest.raises(BadInput, match=reason) as e:
+            convert(cfg, quiet=True)
+        assert len(str(e.value).splitlines()) == 1
+    elif name in OTHERS:
+        model = build_model(small_yaml(convert(cfg, quiet=True)))
+        assert classes_of(model) <= set(SWAPPED.values())
+    elif "model" in cfg:  # some are parts of others; and these are large
+        assert type(convert(cfg, quiet=True).model) is type(cfg.model)
 
 
 def test_every_config_of_a_detector_is_found():

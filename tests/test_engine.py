@@ -47,7 +47,7 @@ def test_it_is_detectron2s_trainer_with_its_hooks_and_writers(finished):
     assert not any(issubclass(k, hooks.BestCheckpointer) for k in kinds), "needs a best_metric"
     (writer,) = (h for h in finished._hooks if isinstance(h, hooks.PeriodicWriter))
     writers = [type(w) for w in writer._writers]
-    assert writers == [CommonMetricPrinter, JSONWriter, TensorboardXWriter]
+    assert all(map(issubclass, writers, [CommonMetricPrinter, JSONWriter, TensorboardXWriter]))
 
 
 def test_a_run_leaves_checkpoints_metrics_events_and_the_best_threshold(finished):

@@ -6,6 +6,7 @@ The model is a RetinaNet of 8 channels, the data are 12 synthetic images of 64 x
 import contextlib
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -181,11 +182,11 @@ def run_until(iteration, config, *overrides, error=KeyboardInterrupt):
 
 
 def metrics(output_dir):
-    """metrics.json as {iteration: {name: value}} without times; of a repeated one the last."""
+    """metrics.json as {iteration: {name: value}} without times; null is NaN; the last of each."""
     rows = {}
     for line in (Path(output_dir) / "metrics.json").read_text().splitlines():
         row = json.loads(line)
-        row = {k: v for k, v in row.items() if k not in TIMES}
+        row = {k: math.nan if v is None else v for k, v in row.items() if k not in TIMES}
         rows.setdefault(row.pop("iteration"), {}).update(row)
     return rows
 

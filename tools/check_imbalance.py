@@ -11,7 +11,6 @@ through the real model, measures the gradient of each loss, and draws it all. No
 """
 
 import argparse
-import json
 import os
 
 from detectron2.utils.env import seed_all_rng
@@ -21,6 +20,7 @@ from sampling_free.cli import add_config_options, config_of, one_line_errors, pa
 from sampling_free.engine import with_present_device
 from sampling_free.errors import BadInput, require_writable
 from sampling_free.imbalance_plot import plot_imbalance
+from sampling_free.json_file import write_json
 from sampling_free.preflight import check_imbalance
 
 
@@ -54,8 +54,7 @@ def main():
     plot_imbalance(found, picture)
     print(f"\nPicture: {picture}")
     if args.json:
-        with open(args.json, "w") as f:
-            json.dump(found.as_json(), f, indent=1, allow_nan=False)
+        write_json(args.json, found.as_json())
         print(f"Numbers: {args.json}")
 
 

@@ -7,12 +7,12 @@ The constants of the method and the test settings come in blocks of their own.
 """
 
 import argparse
-import json
 
 from tabulate import tabulate
 
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.errors import require_writable
+from sampling_free.json_file import write_json
 from sampling_free.knobs import list_knobs
 
 TITLES = {
@@ -54,8 +54,7 @@ def main():
     print("\n\n".join(block(title, getattr(found, name)) for name, title in TITLES.items()))
     if args.json:
         lists = {k: [x._asdict() for x in rows] for k, rows in found._asdict().items()}
-        with open(args.json, "w") as f:
-            json.dump(lists, f, indent=2)
+        write_json(args.json, lists)
 
 
 if __name__ == "__main__":

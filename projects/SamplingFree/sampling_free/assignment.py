@@ -6,6 +6,7 @@ Works for Detectron2's detectors and for the sampling-free ones alike.
 """
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ class Assignment:
             "anchors": [np.round(x.cpu().numpy(), 3).tolist() for x in generator.cell_anchors],
             "strides": self.strides,
             "anchor offset": float(generator.offset),
-            **self.matching(),
+            **{k: str(x) if x in (math.inf, -math.inf) else x for k, x in self.matching().items()},
         }
 
     def matching(self):

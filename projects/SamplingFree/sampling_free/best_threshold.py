@@ -17,6 +17,7 @@ import numpy as np
 from tabulate import tabulate
 
 from .errors import BadInput
+from .json_file import write_json
 from .matches import all_classes, match_detections, matches_from_evaluator
 
 FILE_NAME = "best_threshold.json"
@@ -147,9 +148,7 @@ class BestThreshold:
 
     def save(self, path):
         """Write all fields as JSON; floats survive exactly."""
-        with open(path, "w") as f:
-            json.dump(asdict(self), f, indent=2)
-            f.write("\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path):

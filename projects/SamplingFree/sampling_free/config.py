@@ -134,7 +134,7 @@ def _split_overrides(node, overrides):
         key, equals, value = word.partition("=")
         if equals and key.split(".")[0] in node:
             pairs.append((key, value))
-        elif equals or word.startswith("--"):
+        elif equals:
             others.append(word)
         elif not rest:
             raise BadInput(f"{word}: its value is missing; write {word} VALUE")
@@ -239,8 +239,6 @@ def _suggest_file(path):
 
 
 def _apply(cfg, override):
-    if override.startswith("--"):
-        raise BadInput(f"{override}: options go in front of the key=value overrides")
     key, equals, value = override.partition("=")
     if not equals:
         raise BadInput(f"{override!r} is no override: write key=value, e.g. train.max_iter=100")

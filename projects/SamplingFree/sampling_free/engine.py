@@ -1,6 +1,5 @@
 """Detectron2's DefaultTrainer driven by a LazyConfig: ``LazyTrainer``."""
 
-import json
 import logging
 import os
 import weakref
@@ -9,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
-from detectron2.engine.defaults import create_ddp_model, default_writers
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import (
     COCOEvaluator,
     inference_on_dataset,
@@ -20,6 +19,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 
 from . import best_threshold
@@ -44,7 +44,9 @@ from .hooks import (
     ShortHistories,
     StatefulBestCheckpointer,
 )
+from .json_file import write_json
 from .lr_scaling import scale_learning_rates
+from .metrics_file import StrictJSONWriter
 from .monitor import ImbalanceMonitor
 from .prior_init import PriorInit
 from .resumable import ResumableTrainer
@@ -201,7 +203,12 @@ class LazyTrainer(ResumableTrainer):
         ]
 
     def build_writers(self):
-        return default_writers(self.cfg.train.output_dir, self.max_iter)
+        folder = self.cfg.train.output_dir
+        return [
+            CommonMetricPrinter(self.max_iter),
+            StrictJSONWriter(os.path.join(folder, METRICS)),
+            TensorboardXWriter(folder),
+        ]
 
     def train(self):
         """Trains to ``train.max_iter``; returns the last evaluation, checked if so configured."""
@@ -260,8 +267,7 @@ def evaluate_only(cfg, resume=False):
     load_trained(model, path, allow_pickle=cfg.train.allow_pickle)
     results = LazyTrainer.test(cfg, model)
     if comm.is_main_process():
-        PathManager.mkdirs(cfg.train.output_dir)
-        with PathManager.open(os.path.join(cfg.train.output_dir, EVALUATION), "w") as f:
-            json.dump(flatten_results_dict(results), f, indent=1, default=str)
+        path = os.path.join(cfg.train.output_dir, EVALUATION)
+        write_json(path, flatten_results_dict(results), default=str)
     check_expected(cfg, results)
     return results

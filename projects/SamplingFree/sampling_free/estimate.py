@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import math
 import re
 from dataclasses import asdict, dataclass, field
 
@@ -14,6 +14,7 @@ from tabulate import tabulate
 from .assignment import assignment_of
 from .counting import NUM_PASSES, boxes_only, count_anchors
 from .errors import BadInput
+from .json_file import write_json
 from .measured_counts import measure_counts, source_of
 from .prior import class_priors, optimal_prior, prior_to_bias, start_loss
 from .views import sampled_names
@@ -117,9 +118,7 @@ class PriorEstimate:
     def save(self, path):
         """Writes JSON, in one go, with the derived values beside the counts for a reader."""
         derived = {"prior": self.prior, "bias": self.bias, "start_loss": self.start_loss()}
-        with open(f"{path}.tmp", "w") as f:
-            json.dump({**derived, **asdict(self)}, f, indent=1)
-        os.replace(f"{path}.tmp", path)
+        write_json(path, {**derived, **asdict(self)})
 
     @classmethod
     def load(cls, path, depends_on=None):
@@ -135,9 +134,11 @@ class PriorEstimate:
         """
         try:
             with open(path) as f:
-                record = json.load(f)
+                record = json.load(f, parse_constant=lambda x: str(float(x)))  # of files of before
             fields = [k for k in cls.__dataclass_fields__ if k not in NEWER or k in record]
             estimate = cls(**{k: record[k] for k in fields})
+            error = estimate.standard_error
+            estimate.standard_error = math.inf if error is None else float(error)
             if not isinstance(estimate.depends_on, dict):
                 raise TypeError("depends_on is no dict")
             estimate.table()  # raises for what is no count

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from .estimate import PriorEstimate
 from .gradient_probe import PARTS, Measurement
+from .json_file import finite
 from .prior import prior_to_bias, start_loss
 from .verdicts import LARGE, collapse, explosion, readable
 
@@ -104,7 +105,7 @@ class Imbalance:
             },
             "verdicts": verdicts(self),
         }
-        return _finite(numbers)
+        return finite(numbers)
 
     def text(self):
         """str: tables and the verdicts."""
@@ -259,15 +260,6 @@ def _objects(found):
     if len(rows) > MOST_CLASSES + 1:
         rows = [*rows[: MOST_CLASSES // 2], *rows[-MOST_CLASSES // 2 :]]
     return ["", tabulate(rows, ["class", "objects in the training set"])]
-
-
-def _finite(x):
-    """``x`` of dicts and lists with None in the place of what JSON does not have."""
-    if isinstance(x, dict):
-        return {key: _finite(value) for key, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [_finite(value) for value in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _or_dash(x, form):

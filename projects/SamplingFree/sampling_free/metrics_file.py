@@ -1,8 +1,32 @@
-"""metrics.json of a run that is resumed."""
+"""metrics.json: lines that any parser reads, and what a resumed run leaves of them."""
 
 import itertools
 import json
 import os
+
+from detectron2.utils.events import JSONWriter
+
+
+class StrictJSONWriter(JSONWriter):
+    """Detectron2's, but with null in the place of NaN and infinity, which JSON does not have."""
+
+    def __init__(self, json_file):
+        super().__init__(json_file)
+        self._file_handle = _StrictLines(self._file_handle)
+
+
+class _StrictLines:
+    """A file that is given JSON as Python writes it."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, line):
+        row = json.loads(line, parse_constant=lambda name: None)
+        self._file.write(f"{json.dumps(row)}\n")
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
 
 
 def cut(path, start_iter, end=None):

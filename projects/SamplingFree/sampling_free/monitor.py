@@ -1,6 +1,5 @@
 """A hook that measures gradients while a detector trains, and steers nothing."""
 
-import json
 import logging
 import os
 
@@ -9,6 +8,7 @@ from detectron2.utils import comm
 
 from .errors import BadInput
 from .gradient_probe import PARTS, measure
+from .json_file import write_json
 from .verdicts import collapse, explosion
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,7 @@ class ImbalanceMonitor(HookBase):
             self._handle.remove()
         if self.output_dir and self.measurement and comm.is_main_process():
             histograms = {head.cls_name: head.histograms for head in self.measurement.heads}
-            with open(os.path.join(self.output_dir, FILE_NAME), "w") as f:
-                json.dump(histograms, f)
+            write_json(os.path.join(self.output_dir, FILE_NAME), histograms, indent=None)
 
     def _before_forward(self, model, args):
         # It sees the batch that the trainer has read, whichever trainer that is.

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 
+from ..json_file import write_json
+
 FILE_NAME = "lock.json"
 
 
@@ -43,11 +45,7 @@ class Lock:
 
     def add(self, pid):
         """Holds it for a process of the run too, which may outlive a comparison that was killed."""
-        holder = self.holder()
-        temporary = f"{self.path}.tmp"
-        with open(temporary, "w") as f:
-            json.dump({**holder, "run": pid}, f)
-        os.replace(temporary, self.path)
+        write_json(self.path, {**self.holder(), "run": pid})
 
     def holder(self):
         """dict: `pid` and `host` of who holds it, and `run`, the pid of the run once it has begun.

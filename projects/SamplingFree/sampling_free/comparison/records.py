@@ -3,8 +3,9 @@
 import os
 
 from ..errors import BadInput
+from ..json_file import write_json
 from .runs import is_record_of, respelt
-from .store import BULK, read_json, write_json
+from .store import BULK, read_json
 
 DIGITS = 4  # significant ones, of the numbers of a course
 KEPT = ("course",)  # of what stays in the run's folder otherwise

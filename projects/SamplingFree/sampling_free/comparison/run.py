@@ -12,13 +12,14 @@ from detectron2 import __version__ as detectron2_version
 
 from ..config import load_config
 from ..errors import BadInput
+from ..json_file import write_json
 from . import outcome
 from .lock import FILE_NAME as LOCK
 from .lock import Lock
 from .plan import quietly
 from .precision_recalls import Detections
 from .process import Processes
-from .store import PLAN, RESULT, has_begun, read_json, require_not_another, write_json
+from .store import PLAN, RESULT, has_begun, read_json, require_not_another
 
 USUAL = "default_threshold"  # folder of the second evaluation, in that of the run
 # A folder with one of these is of a run and may be emptied.

@@ -1,42 +1,16 @@
-"""The files of a comparison: one JSON for each run, and one with the records of all.
+"""The files of a comparison: one JSON for each run, and one with the records of all."""
 
-A file is written beside its place and then moved there, so that it is whole at any moment.
-"""
-
-import contextlib
 import json
 import os
 
 from ..errors import BadInput
+from ..json_file import write_json
 from .runs import is_record_of, is_same_run, respelt
 from .summary import GROUP
 
 RESULT = "result.json"  # in the folder of a run
 PLAN = "run.json"  # there too, from its first moment on: what is being run
 BULK = ("course", "score_histograms", "precision_recall", "folder")  # stays in the run's folder
-
-
-def write_json(path, value, indent=1):
-    """Writes a file as a whole, or leaves none.
-
-    Args:
-        path (str): its folder is made.
-        value (object): without NaN, which JSON does not have.
-        indent (int or None): None for one long line.
-
-    Raises:
-        OSError: as of a full disk.
-    """
-    text = json.dumps(value, indent=indent, allow_nan=False)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w") as f:
-            f.write(f"{text}\n")
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):  # it is in its place already
-            os.remove(temporary)
 
 
 def read_json(path):

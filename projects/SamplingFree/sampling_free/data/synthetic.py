@@ -140,7 +140,9 @@ def generate(config, split, folder):
         "annotations": annotations,
         "categories": [{"id": k + 1, "name": n} for k, n in enumerate(class_names(config))],
     }
-    (folder / "annotations.json").write_text(json.dumps(data, sort_keys=True), encoding="ascii")
+    (folder / "annotations.json").write_text(
+        json.dumps(data, sort_keys=True, allow_nan=False), encoding="ascii"
+    )
 
 
 def num_images(config, split):

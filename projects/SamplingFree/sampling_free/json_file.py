@@ -1,0 +1,39 @@
+"""JSON that any parser reads: NaN and infinity, which JSON does not have, are null."""
+
+import contextlib
+import json
+import math
+import os
+
+
+def finite(value):
+    """``value`` of dicts and lists with None in the place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path, value, indent=1, default=None):
+    """Writes a file as a whole, or leaves what was there.
+
+    Args:
+        path (str): its folder is made.
+        value (object): of dicts, lists, text and numbers; null for those that are not finite.
+        indent (int or None): None for one long line.
+        default (callable): makes one of these of anything else; None for a TypeError.
+
+    Raises:
+        OSError: as of a full disk.
+    """
+    text = json.dumps(finite(value), indent=indent, allow_nan=False, default=default)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w") as f:
+            f.write(f"{text}\n")
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # it is in its place already
+            os.remove(temporary)
