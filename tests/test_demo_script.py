@@ -237,3 +237,10 @@ model.anchor_generator.sizes, model.anchor_generator.strides = [[8, 16, 24]], [8
     for result, width in zip(results(), (60, 80, 100)):
         boxes = np.array([d["box_xyxy"] for d in result["detections"]])
         assert len(boxes) and boxes.min() >= 0 and boxes[:, 2].max() <= width
+
+
+def test_a_config_without_a_test_set_is_one_line(place, capsys):
+    text = Path("config.py").read_text().partition("dataloader.test =")[0]
+    Path("config.py").write_text(text)
+    assert run("--input", "in/a.png") == 2
+    assert capsys.readouterr().err.startswith("error: config.py: has no test set")
