@@ -51,6 +51,7 @@ def test_the_files_of_a_run_its_evaluation_and_the_tools(tiny, sets, tmp_path, m
         pick_threshold: ["--resume"],
         demo: [*pictures, "--confidence-threshold", "0"],
     }.items():
+        monkeypatch.setattr(script, "setup_logger", lambda *a, **k: None, raising=False)
         words = ["x.py", "--config-file", config, *words, *FCOS]
         code, _, err = tiny_run.call_main(script, words, monkeypatch, capsys)
         assert not code, err
