@@ -123,6 +123,18 @@ _LAUNCH = "several processes without a GPU"
 
 _ALIAS = "numpy's alias is gone"
 
+_ZOO_FILE = """\
+    cfg_file = pkg_resources.resource_filename(
+        "detectron2.model_zoo", os.path.join("configs", config_path)
+    )
+"""
+_ZOO_FILE_BY_IMPORTLIB = """\
+    cfg_file = str(importlib.resources.files("detectron2.model_zoo") / "configs" / config_path)
+"""
+_ZOO = "setuptools 81 has no pkg_resources"
+
+_DEPRECATED = "a DeprecationWarning or FutureWarning"
+
 
 MENDS = (
     Mend("layers/deform_conv.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
@@ -157,6 +169,21 @@ MENDS = (
         "torch 2's own schedulers are no longer of this class: checkpoints silently lack them",
         2,
     ),
+    Mend("model_zoo/model_zoo.py", "import pkg_resources\n", "import importlib.resources\n", _ZOO),
+    Mend("model_zoo/model_zoo.py", _ZOO_FILE, _ZOO_FILE_BY_IMPORTLIB, _ZOO),
+    Mend("engine/train_loop.py", "from torch.cuda.amp", "from torch.amp", _DEPRECATED, 2),
+    Mend("engine/train_loop.py", "with autocast():", 'with autocast("cuda"):', _DEPRECATED),
+    Mend(
+        "modeling/anchor_generator.py",
+        "meshgrid(shifts_y, shifts_x)",
+        'meshgrid(shifts_y, shifts_x, indexing="ij")',
+        "a warning of PyTorch",
+    ),
+    Mend("data/datasets/coco.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
+    Mend("engine/defaults.py", "logger.warn(", "logger.warning(", _DEPRECATED),
+    Mend("evaluation/coco_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
+    Mend("evaluation/lvis_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
+    Mend("evaluation/sem_seg_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
     Mend("data/build.py", "np.int)", "int)", _ALIAS),
     Mend("data/build.py", "dtype=np.int\n", "dtype=int\n", _ALIAS),
     Mend("data/datasets/pascal_voc.py", "np.str)", "str)", _ALIAS),

@@ -12,11 +12,12 @@ import zipfile
 from pathlib import Path
 
 # What Detectron2 imports, without its upper bounds of 2021. No torch: the user's own is kept.
-# setuptools: the model zoo imports pkg_resources, which 81 does not have.
 REQUIRES = (
     "cloudpickle fvcore>=0.1.5 hydra-core>=1.1 iopath>=0.1.7 matplotlib omegaconf>=2.1 pillow>=7.1 "
-    "pycocotools>=2.0.2 setuptools<81 tabulate tensorboard termcolor>=1.1 tqdm>4.29.0 yacs>=0.1.8"
+    "pycocotools>=2.0.2 tabulate tensorboard termcolor>=1.1 tqdm>4.29.0 yacs>=0.1.8"
 ).split()
+# What one that is not mended needs for its model zoo.
+PKG_RESOURCES = "setuptools<81"
 # Small projects that Detectron2 installs below its own name.
 PROJECTS = {
     "point_rend": "PointRend/point_rend",
@@ -73,6 +74,13 @@ def write_wheel(package: Path, version: str, wheel_dir: Path) -> Path:
         the wheel's path.
     """
     info = f"detectron2-{version}.dist-info"
+    files = {
+        file.relative_to(package.parent).as_posix(): file.read_bytes()
+        for file in sorted(package.rglob("*"))
+        if file.suffix in (".py", ".yaml")
+    }
+    needs_old = any(b"import pkg_resources" in data for data in files.values())
+    requires = [*REQUIRES, PKG_RESOURCES] if needs_old else REQUIRES
     metadata = [
         "Metadata-Version: 2.1",
         "Name: detectron2",
@@ -81,7 +89,7 @@ def write_wheel(package: Path, version: str, wheel_dir: Path) -> Path:
         "Home-page: https://github.com/facebookresearch/detectron2",
         "License: Apache-2.0",
         "Requires-Python: >=3.8",
-        *(f"Requires-Dist: {requirement}" for requirement in REQUIRES),
+        *(f"Requires-Dist: {requirement}" for requirement in requires),
     ]
     wheel = [
         "Wheel-Version: 1.0",
@@ -89,11 +97,6 @@ def write_wheel(package: Path, version: str, wheel_dir: Path) -> Path:
         "Root-Is-Purelib: true",
         "Tag: py3-none-any",
     ]
-    files = {
-        file.relative_to(package.parent).as_posix(): file.read_bytes()
-        for file in sorted(package.rglob("*"))
-        if file.suffix in (".py", ".yaml")
-    }
     files[f"{info}/METADATA"] = "\n".join(metadata + [""]).encode()
     files[f"{info}/WHEEL"] = "\n".join(wheel + [""]).encode()
     record = [f"{name},sha256={_urlsafe_sha256(data)},{len(data)}" for name, data in files.items()]

@@ -58,7 +58,7 @@ def download_release(folder: Path) -> Path:
     """
     for module in ("torch", "setuptools"):
         if importlib.util.find_spec(module) is None:
-            raise InstallError(f"{module} is missing: pip install torch 'setuptools<81' first")
+            raise InstallError(f"{module} is missing: pip install torch setuptools first")
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{RELEASE} --hash=sha256:{RELEASE_SHA256}\n")
     try:
