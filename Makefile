@@ -5,6 +5,8 @@ PYTHON ?= python3
 # Another Detectron2: a pip requirement, a wheel or the path of a checkout.
 # Empty: the mended v0.6 of tools/install_detectron2.py.
 DETECTRON2 ?=
+# What pip may install; without a line of a package, its newest.
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
 
 VENV := .venv
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/complete
 # The DETECTRON2 that .venv was made with.
 CHOICE := $(VENV)/detectron2.txt
-SOURCES := constraints.txt setup.cfg pyproject.toml $(wildcard tools/*detectron2*.py)
+SOURCES := $(CONSTRAINTS) setup.cfg pyproject.toml $(wildcard tools/*detectron2*.py)
 
 D2_SOURCE := $(if $(DETECTRON2),'$(DETECTRON2)')
 
@@ -24,10 +26,10 @@ export OMP_WAIT_POLICY ?= passive
 # In the order in which they are run; each has its benchmarks/bench_X.py and results/bench_X.csv.
 BENCHMARKS := loss rpn roi iteration counting
 # Every pip call below, those of tools/install_detectron2.py too.
-PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
+PIP := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_DISABLE_PIP_VERSION_CHECK=1
 
-CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' \
-  2>/dev/null || { echo '$(PYTHON) is not Python 3.11 or 3.12: say make PYTHON=python3.12' >&2; exit 1; }
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+  2>/dev/null || { echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13: say make PYTHON=python3.13' >&2; exit 1; }
 
 # A finished .venv with the same choice is kept and updated, any other one is made anew.
 ifneq ($(shell test -f $(STAMP) && cat $(CHOICE) 2>/dev/null || echo none),choice: $(DETECTRON2))

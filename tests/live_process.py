@@ -3,11 +3,9 @@
 import os
 import signal
 import subprocess
-import time
 
+from patience import PATIENCE, wait_for
 from tiny_run import REPO, command, environment
-
-PATIENCE = 240  # seconds, at most, for anything that a process is waited for
 
 
 def start(config, *arguments):
@@ -26,16 +24,11 @@ def start(config, *arguments):
 
 
 def wait_until(true, process):
-    """Looks every millisecond; False if the process ended first."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if true():
-            return True
-        if process.poll() is not None:
-            return False
-        time.sleep(0.001)
-    kill(process)
-    raise AssertionError(f"nothing in {PATIENCE} s: {process.args}")
+    """False if the process ended first."""
+    if not wait_for(lambda: true() or process.poll() is not None):
+        kill(process)
+        raise AssertionError(f"nothing in {PATIENCE} s: {process.args}")
+    return true()
 
 
 def text_of(process):

@@ -1,13 +1,15 @@
 """Stands in for train_net.py in the tests of tools/compare.py: writes files, trains nothing.
 
-The seed says what becomes of a run: 0 to 4 are good, 5 diverges, 6 crashes, 7 takes a minute.
-Each call adds a line to the file $CALLS.
+The seed says what becomes of a run: 0 to 4 are good, 5 diverges, 6 crashes, 7 does not end.
+Each call adds a line to the file $CALLS, and goes on when this has $LEAST_CALLS of them.
 """
 
 import json
 import os
 import sys
 import time
+
+from patience import PATIENCE, wait_for
 
 DIVERGES, CRASHES, HANGS = 5, 6, 7
 BEGUN = time.time()
@@ -29,7 +31,9 @@ def main(words):
         sys.exit(2)
     if seed == CRASHES:
         raise RuntimeError("no room on the disk")
-    time.sleep(60 if seed == HANGS else float(os.environ.get("SECONDS", 0)))
+    if seed == HANGS:
+        time.sleep(PATIENCE)
+    wait_for(lambda: num_calls() >= int(os.environ.get("LEAST_CALLS", 0)))
     numbers = {"bbox/AP": 40.0 + seed, "bbox/AP50": 80.0, "bbox/AP-cat": float("nan")}
     if is_eval:
         with open(os.path.join(folder, "evaluation.json"), "w") as f:
@@ -41,6 +45,11 @@ def main(words):
         f.write(json.dumps({"iteration": 40, **numbers}) + "\n")
     with open(os.path.join(folder, "times.json"), "w") as f:
         json.dump([BEGUN, time.time()], f)
+
+
+def num_calls():
+    with open(os.environ["CALLS"]) as f:
+        return len(f.readlines())
 
 
 if __name__ == "__main__":

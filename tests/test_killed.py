@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from detectron2.utils import comm
-from live_process import PATIENCE, kill, start, text_of, wait_until
+from live_process import kill, start, text_of, wait_until
+from patience import PATIENCE
 from test_processes import url
 from tiny_run import FOCAL, load, metrics, only_error, same, train_net, write_config
 

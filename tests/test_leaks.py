@@ -6,7 +6,6 @@ Of a training step nothing may be left to the garbage collector, which may come 
 import contextlib
 import gc
 import os
-import time
 import weakref
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from long_run import children, held, needs_proc
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from patience import wait_for
 from test_gradient_probe import BUILT
 from test_guides_of_detectors import inputs_of
 from test_skip_nonfinite import HOWS, Poison, make, train
@@ -139,20 +139,18 @@ def rest():
     return now["handles"], now["threads"], set(children())
 
 
-def has_nothing_new(before, seconds=10):
+def has_nothing_new(before):
     """Whether this process holds no more than before, or soon does not.
 
     The system counts a thread for a moment longer than Python, which has joined it by then; and
     what an earlier test has left may end in the meantime.
     """
-    end = time.monotonic() + seconds
-    while True:
+
+    def nothing_new():
         handles, threads, processes = rest()
-        if handles <= before[0] and threads <= before[1] and processes <= before[2]:
-            return True
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
+        return handles <= before[0] and threads <= before[1] and processes <= before[2]
+
+    return wait_for(nothing_new)
 
 
 def open_under(folder):

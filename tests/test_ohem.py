@@ -1,7 +1,6 @@
 """OHEM: the selection against loops over boxes, the losses of samples against Detectron2's sums."""
 
 import math
-import time
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from detectron2.structures import Boxes
 from torchvision.ops import nms
 
 from sampling_free import BadInput, hard_examples
+from sampling_free.baselines import ohem
 from sampling_free.baselines.ohem import box_losses, require_hard
 
 
@@ -95,14 +95,15 @@ def test_half_precision_losses_and_boxes(dtype):
     assert hard_examples(losses, boxes, 10).tolist() == expected
 
 
-def test_two_hundred_thousand_anchors_take_milliseconds_and_equal_nms_of_all():
+def test_of_two_hundred_thousand_anchors_few_are_compared_and_it_equals_nms_of_all(monkeypatch):
     losses, boxes = random_samples(20_000, 60)  # nms of more takes minutes
     expected = nms(boxes, losses, 0.5)[:64]
     assert torch.equal(hard_examples(losses, boxes, 64, 0.5), expected)
     losses, boxes = random_samples(200_000, 1000)
-    start = time.perf_counter()
+    compared = []
+    monkeypatch.setattr(ohem, "nms", lambda b, *rest: compared.append(len(b)) or nms(b, *rest))
     assert len(hard_examples(losses, boxes, 128)) == 128
-    assert time.perf_counter() - start < 2
+    assert sum(compared) < 5_000
 
 
 # The box loss of each sample ------------------------------------------------------------------

@@ -14,6 +14,7 @@ from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from omegaconf import OmegaConf
+from patience import PATIENCE
 from PIL import Image
 
 from sampling_free.data import (
@@ -346,7 +347,7 @@ def test_of_concurrent_generations_one_wins(tmp_path, monkeypatch):
 
     def slow(*args):
         generate(*args)
-        together.wait(timeout=60)  # all are written before the first is renamed
+        together.wait(timeout=PATIENCE)  # all are written before the first is renamed
 
     monkeypatch.setattr(register, "generate", slow)
     with ThreadPoolExecutor(3) as pool:

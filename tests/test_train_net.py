@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from live_process import kill, start, text_of, wait_until
+from patience import PATIENCE, wait_for
 from tiny_run import (
     FOCAL,
     OWN_CONFIG,
@@ -28,6 +29,7 @@ from tiny_run import (
 
 import train_net as script
 from sampling_free import SamplingFreeRetinaNet
+from sampling_free.interruption import LoaderSignals
 
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 
@@ -113,20 +115,20 @@ def test_an_interrupt_is_one_line_and_leaves_a_checkpoint(tmp_path, config, numb
     assert load(path)["trainer"]["is_in_hooks"] is False
 
 
-class EvaluatesSlowly(SamplingFreeRetinaNet):
-    """Tells by a file when it has begun to."""
+class Evaluates(SamplingFreeRetinaNet):
+    """Tells by a file when it has begun to, and does not end."""
 
     def forward(self, inputs):
         if not self.training:
             Path(os.environ["BEGUN"]).touch()
-            time.sleep(1)
+            time.sleep(PATIENCE)
         return super().forward(inputs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_an_evaluation_with_workers_too(tmp_path, monkeypatch, number):
     monkeypatch.setenv("BEGUN", str(tmp_path / "begun"))
-    lines = "import test_train_net\nmodel._target_ = test_train_net.EvaluatesSlowly\n"
+    lines = "import test_train_net\nmodel._target_ = test_train_net.Evaluates\n"
     options = ["train.max_iter=8", "train.eval_period=4", "dataloader.test.num_workers=2"]
     process = start(write_config(tmp_path, lines), *options)
     assert wait_until((tmp_path / "begun").exists, process)
@@ -134,6 +136,37 @@ def test_in_an_evaluation_with_workers_too(tmp_path, monkeypatch, number):
     text = text_of(process)
     assert process.returncode == 128 + number and "Traceback" not in text, text
     path = tmp_path / "out" / "model_0000003.pth"
+    name = signal.Signals(number).name
+    assert only_error(text) == f"error: interrupted by {name}; --resume goes on from {path}"
+
+
+class Late(LoaderSignals):
+    """Of a loader's process that is still starting when the signal comes."""
+
+    def __call__(self, worker_id):
+        Path(os.environ["BEGUN"]).touch()
+        wait_for(Path(os.environ["SIGNALLED"]).exists)
+        super().__call__(worker_id)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module, iteration", [("loader", 0), ("datasets", 3)])
+def test_while_the_workers_start_too(tmp_path, monkeypatch, number, module, iteration):
+    monkeypatch.setenv("BEGUN", str(tmp_path / "begun"))
+    monkeypatch.setenv("SIGNALLED", str(tmp_path / "signalled"))
+    lines = (
+        f"import test_train_net, sampling_free.{module}\n"
+        f"sampling_free.{module}.LoaderSignals = test_train_net.Late\n"
+    )
+    options = [f"dataloader.{x}.num_workers=2" for x in ("train", "test")]
+    config = write_config(tmp_path, lines)
+    process = start(config, *options, "train.max_iter=8", "train.eval_period=4")
+    assert wait_until((tmp_path / "begun").exists, process)
+    os.killpg(process.pid, number)
+    (tmp_path / "signalled").touch()
+    text = text_of(process)
+    assert process.returncode == 128 + number and "Traceback" not in text, text
+    path = tmp_path / "out" / f"model_{iteration:07d}.pth"
     name = signal.Signals(number).name
     assert only_error(text) == f"error: interrupted by {name}; --resume goes on from {path}"
 

@@ -12,7 +12,6 @@ import os
 import re
 
 import torch
-from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
@@ -26,6 +25,7 @@ from .errors import BadInput
 from .step import DTYPES
 from .variants import as_variant
 from .yaml_config import is_cfg_node_file, lazy_from_cfg_node, read_cfg_node
+from .zoo import model_zoo
 
 # Keys of `train` beyond those of Detectron2's common/train.py.
 TRAIN_DEFAULTS = dict(

@@ -22,7 +22,7 @@ from .data.check import (
 from .data.coco_file import read_coco_file
 from .data.evaluated import check_evaluated_boxes, check_evaluated_masks, warn_if_bare
 from .errors import BadInput
-from .interruption import LoaderSignals
+from .interruption import LoaderSignals, SignalSafeLoader
 from .loader import ReadOrName, is_detectron2s
 
 
@@ -207,8 +207,8 @@ def test_loader(node, model_node):
     """The test loader of a config; an image that cannot be read is named in one line."""
     dicts = load_dataset(node.dataset, model_node, is_train=False)
     loader = instantiate_with(node, dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)))
-    if isinstance(loader, DataLoader) and loader.worker_init_fn is None:
-        loader.worker_init_fn = LoaderSignals()
+    if type(loader) is DataLoader and loader.worker_init_fn is None:  # Detectron2's
+        loader.__class__, loader.worker_init_fn = SignalSafeLoader, LoaderSignals()
     return loader
 
 

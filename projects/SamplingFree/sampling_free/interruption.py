@@ -12,6 +12,7 @@ from multiprocessing.util import Finalize
 
 import torch
 from torch.multiprocessing import ProcessExitedException
+from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -131,10 +132,25 @@ class LoaderSignals:
     def __call__(self, worker_id):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _end(self, number, frame):
         if self._is_over:
             os._exit(0)  # PyTorch makes an error of another code
+
+
+class SignalSafeLoader(DataLoader):
+    """Its processes hear of no signal before ``LoaderSignals``, its ``worker_init_fn``, handles it.
+
+    One that a signal ends while it starts would end the run too.
+    """
+
+    def __iter__(self):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # is inherited
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _obey(number):

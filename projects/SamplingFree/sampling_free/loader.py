@@ -17,10 +17,10 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .errors import BadInput
-from .interruption import LoaderSignals
+from .interruption import LoaderSignals, SignalSafeLoader
 from .views import seeded
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ReplayableLoader:
 
     def __iter__(self):
         # A generator: v0.6's trainer asks for the iterator before the resumed iteration is known.
-        yield from DataLoader(
+        yield from SignalSafeLoader(
             self.dataset,
             batch_sampler=self.batches,
             num_workers=self.num_workers,

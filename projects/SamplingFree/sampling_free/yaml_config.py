@@ -8,7 +8,6 @@ import logging
 import re
 
 import torch
-from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config import LazyCall as L
 from detectron2.data import (
@@ -37,6 +36,7 @@ from .detectors.thresholds import PriorThreshold
 from .errors import BadInput
 from .loader import build_replayable_train_loader
 from .safe_pickle import NotPlain, require_plain
+from .zoo import model_zoo
 
 logger = logging.getLogger(__name__)
 
