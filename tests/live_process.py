@@ -28,7 +28,7 @@ def wait_until(true, process):
     if not wait_for(lambda: true() or process.poll() is not None):
         kill(process)
         raise AssertionError(f"nothing in {PATIENCE} s: {process.args}")
-    return true()
+    return process.returncode is None
 
 
 def text_of(process):

@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from detectron2 import model_zoo
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sampling_free import BadInput
@@ -13,6 +12,7 @@ from sampling_free.data import register_synthetic
 from sampling_free.yaml_config import (
     read_cfg_node,
 )
+from sampling_free.zoo import model_zoo
 
 ROOT = Path(model_zoo.get_config_file("Base-RCNN-FPN.yaml")).parent
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"

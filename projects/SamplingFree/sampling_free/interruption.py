@@ -146,11 +146,24 @@ class SignalSafeLoader(DataLoader):
     """
 
     def __iter__(self):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # is inherited
-        try:
+        with _held_back():
             return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _held_back():
+    """Signals come after this block; processes that it forks get none until they unblock them."""
+    came = []
+    # Blocked in this thread alone: another one may take the signal, and Python tells this one.
+    handlers = _handle(lambda number, frame: came.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _restore(handlers)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _obey(number):
