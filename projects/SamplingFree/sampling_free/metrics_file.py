@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 
+from .whole_file import written_whole
+
 
 def cut(path, start_iter, end=None):
     """Takes out what a resumed run will write again, and a line that is torn.
@@ -23,9 +25,8 @@ def cut(path, start_iter, end=None):
     rows = {line: _row(line) for line in lines}
     kept = [line for line in lines if _stays(rows[line], start_iter, end)]
     if kept != lines:
-        with open(f"{path}.unfinished", "w") as f:
+        with written_whole(path) as f:
             f.writelines(kept)
-        os.replace(f"{path}.unfinished", path)
     before = [rows[line]["iteration"] for line in kept if rows[line]["iteration"] < start_iter]
     return max(before, default=-1)
 
