@@ -26,15 +26,22 @@ from sampling_free.checkpoint import load_trained
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import dataset_names
 from sampling_free.engine import with_present_device
-from sampling_free.errors import BadInput
+from sampling_free.errors import BadInput, disk_fault, require_writable_folder
 from sampling_free.json_file import write_json
 from sampling_free.pictures import class_name, draw_detections, unique_stems
 
 logger = logging.getLogger("sampling_free")
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-# What Pillow raises for a file that is no image or a damaged one.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow raises for a file that is no image or a damaged one, and PyTorch for one too large.
+FAILURES = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 def one_line(error):
@@ -139,6 +146,13 @@ def read(file, mapper):
     return read_image(file, "RGB"), mapper({"file_name": file})
 
 
+@torch.no_grad()
+def detect(model, inputs, threshold):
+    """Instances: what the model finds with score >= threshold, on the CPU."""
+    instances = model([inputs])[0]["instances"].to("cpu")
+    return instances[instances.scores >= threshold]
+
+
 def as_records(instances, metadata):
     """list[dict]: class name, score in [0, 1] and box x0, y0, x1, y1 in pixels, for JSON."""
     fields = (instances.pred_classes, instances.scores, instances.pred_boxes.tensor)
@@ -163,34 +177,37 @@ def main(argv=None):
     output = Path(args.output)
     if any(Path(file).resolve().parent == output.resolve() for file in files):
         raise BadInput(f"--output {output}: holds the input pictures; give another folder")
-    if output.exists() and not output.is_dir():
-        raise BadInput(f"--output {output}: is a file; give a folder")
+    require_writable_folder("--output", output)
     weights = find_weights(args.weights, cfg.train.output_dir)
     threshold = find_threshold(args.confidence_threshold, weights)
     metadata = find_metadata(cfg)
     mapper = instantiate(cfg.dataloader.test.mapper)
     model = load_model(cfg, weights)
 
-    output.mkdir(parents=True, exist_ok=True)
-    results, num_unreadable = [], 0
+    results, num_failed = [], 0
     progress = tqdm(list(zip(files, unique_stems(files))), disable=len(files) < 10)
-    for file, stem in progress:
-        try:
-            image, inputs = read(file, mapper)
-        except UNREADABLE as e:
-            num_unreadable += 1
-            progress.write(f"error: {file}: no readable image ({one_line(e)})", file=sys.stderr)
-            continue
-        with torch.no_grad():
-            instances = model([inputs])[0]["instances"].to("cpu")
-        instances = instances[instances.scores >= threshold]
-        picture = draw_detections(image, instances, metadata, threshold)
-        Image.fromarray(picture).save(output / f"{stem}.jpg", format="JPEG", quality=92)
-        records = as_records(instances, metadata)
-        results.append({"file": file, "threshold": threshold, "detections": records})
-        progress.write(f"{file}: {len(records)} detections with score >= {threshold:.3g}")
-    write_json(str(output / "detections.json"), results)
-    return 2 if num_unreadable else 0
+    try:
+        for file, stem in progress:
+            what = "no readable image"
+            try:
+                image, inputs = read(file, mapper)
+                what = "cannot be detected on"
+                instances = detect(model, inputs, threshold)
+                records = as_records(instances, metadata)
+                results.append({"file": file, "threshold": threshold, "detections": records})
+                what = "detected on, but not drawn"
+                picture = draw_detections(image, instances, metadata, threshold)
+                Image.fromarray(picture).save(output / f"{stem}.jpg", format="JPEG", quality=92)
+            except FAILURES as e:  # the other pictures may still do
+                if disk_fault(e):
+                    raise
+                num_failed += 1
+                progress.write(f"error: {file}: {what} ({one_line(e)})", file=sys.stderr)
+                continue
+            progress.write(f"{file}: {len(records)} detections with score >= {threshold:.3g}")
+    finally:
+        write_json(str(output / "detections.json"), results)
+    return 2 if num_failed else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ python train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --
 python train_net.py --config-file configs/retinanet/retinanet_R_50_FPN_1x.py --variant ghm
 """
 
+import os
+
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -21,13 +23,19 @@ from sampling_free.cli import (
     parse,
 )
 from sampling_free.engine import LazyTrainer, evaluate_only
+from sampling_free.errors import require_writable_folder
 from sampling_free.processes import add_timeout, start
+from sampling_free.saved_config import save_in_order
 
 
 @one_line_errors
 def train_or_evaluate(args):
     cfg = config_of(args)
+    if comm.is_main_process():
+        require_writable_folder("train.output_dir", cfg.train.output_dir)
     default_setup(cfg, args)
+    if comm.is_main_process():
+        save_in_order(cfg, os.path.join(cfg.train.output_dir, "config.yaml"))
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="sampling_free")
     if args.eval_only:
         return evaluate_only(cfg, resume=args.resume)

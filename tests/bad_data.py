@@ -23,7 +23,7 @@ from unittest import mock
 
 from bad_boxes import BOX_KINDS
 from bad_coco import COCO_KINDS
-from bad_evaluated import EVALUATED_KINDS
+from bad_evaluated import EVALUATED_KINDS, VOC_EVALUATED_KINDS
 from bad_images import IMAGE_KINDS
 from bad_kind import SKIPPED, STOPPED, TRAINED
 from bad_voc import VOC_KINDS
@@ -39,7 +39,7 @@ from sampling_free.json_file import write_json
 sys.path.insert(0, str(REPO))
 train_net = importlib.import_module("train_net")
 
-KINDS = [*IMAGE_KINDS, *COCO_KINDS, *BOX_KINDS, *EVALUATED_KINDS, *VOC_KINDS]
+KINDS = [*IMAGE_KINDS, *COCO_KINDS, *BOX_KINDS, *EVALUATED_KINDS, *VOC_KINDS, *VOC_EVALUATED_KINDS]
 TRACED = "STACK TRACE"  # none ends so
 _tags = itertools.count()
 

@@ -1,8 +1,8 @@
-"""Kinds of COCO files that spoil an evaluation."""
+"""Kinds of data that spoil an evaluation, and may be sound to train on."""
 
 from bad_boxes import MASK_RCNN
 from bad_kind import STOPPED, TRAINED, kinds_of
-from sound_data import CocoData
+from sound_data import CocoData, VocData
 
 EVALUATED_KINDS, kind = kinds_of("COCO, evaluated", CocoData)
 FIRST = "val.json: annotation 1 of image 1 has "
@@ -67,3 +67,51 @@ def _(data):
 )
 def _(data):
     del data.val["annotations"][1]["segmentation"]
+
+
+VOC_EVALUATED_KINDS, voc_kind = kinds_of("VOC, evaluated as VOC", VocData)
+AS_VOC = """
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+dataloader.evaluator = L(PascalVOCDetectionEvaluator)(dataset_name="${..test.dataset.names}")
+"""
+
+
+def complete(data):
+    """Gives the annotations the tags that training does without."""
+    for name, text in data.xml.items():
+        tags = "<pose>Left</pose><truncated>0</truncated><difficult>"
+        data.xml[name] = text.replace("<difficult>", tags)
+
+
+@voc_kind("nothing", TRAINED, lines=AS_VOC)
+def _(data):
+    complete(data)
+
+
+@voc_kind("XML without pose", STOPPED, "val1.xml: an object has no <pose>", lines=AS_VOC)
+def _(data):
+    pass
+
+
+@voc_kind("XML without truncated", STOPPED, "an object has no <truncated>", lines=AS_VOC)
+def _(data):
+    complete(data)
+    data.replace("<truncated>0</truncated>", "", "val2")
+
+
+@voc_kind("decimal coordinate", STOPPED, "val2.xml: <bndbox/xmin> is '5.25'", lines=AS_VOC)
+def _(data):
+    complete(data)
+    data.replace("<xmin>5</xmin>", "<xmin>5.25</xmin>", "val2")
+
+
+@voc_kind("decimal coordinate in the training set", TRAINED, lines=AS_VOC)
+def _(data):
+    complete(data)
+    data.replace("<xmin>5</xmin>", "<xmin>5.25</xmin>")
+
+
+@voc_kind("empty line in the split", STOPPED, "val.txt: ", "cannot have the line ''", lines=AS_VOC)
+def _(data):
+    complete(data)
+    data.splits["val"].insert(1, "")

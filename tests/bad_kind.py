@@ -9,7 +9,8 @@ class Kind(NamedTuple):
     """A way to spoil a data set.
 
     Attributes:
-        place (str): where it is: "image", "COCO", "COCO, evaluated" or "VOC".
+        place (str): where it is: "image", "COCO", "COCO, evaluated", "VOC" or
+            "VOC, evaluated as VOC".
         name (str): what a reader of the table is told.
         data (type): CocoData or VocData.
         spoil (callable): changes the data before they are written.

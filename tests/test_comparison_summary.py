@@ -1,6 +1,7 @@
 """The summary of a comparison: SciPy's own paired test and values found by hand are the oracles."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ from sampling_free.comparison.summary import (
     summarise,
     verdict,
 )
-from sampling_free.comparison.table import summary_table
+from sampling_free.comparison.table import markdown, summary_table
 from sampling_free.errors import BadInput
 
 
@@ -226,3 +227,10 @@ def test_better_is_what_is_so_by_the_seeds_and_by_the_images(seeds, images, expe
 
 def test_without_a_difference_nothing_is_better():
     assert verdict(None) == verdict({"low": 1.0, "high": 2.0}) == "open"
+
+
+def test_a_bar_in_a_name_ends_no_cell_in_markdown():
+    text = markdown(["variant", "AP nut | M6"], [["a|b", "1.0"], ["c", "2.0"]])
+    for line in text.splitlines():
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3
+    assert r"AP nut \| M6" in text and r"a\|b" in text

@@ -242,3 +242,36 @@ def test_a_saved_config_describes_the_same_model(config, tmp_path):
     assert {k: v.shape for k, v in a.state_dict().items()} == {
         k: v.shape for k, v in b.state_dict().items()
     }
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_may_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = """
+train.output_dir = "~/runs"
+dataloader.evaluator.output_dir = "~"
+dataloader.mine = ["~/a", {"b": "~/c", "d": "${train.output_dir}/e~", "f": None}]
+"""
+    cfg = load_config(write_config(tmp_path, lines), ["train.prior_file=~/prior.json"])
+    assert cfg.train.output_dir == f"{tmp_path}/runs"
+    assert cfg.train.prior_file == f"{tmp_path}/prior.json"
+    assert cfg.dataloader.evaluator.output_dir == str(tmp_path)
+    assert cfg.dataloader.mine == [
+        f"{tmp_path}/a",
+        {"b": f"{tmp_path}/c", "d": f"{tmp_path}/runs/e~", "f": None},
+    ]
+    assert load_config("~/config.py") == load_config(str(tmp_path / "config.py"))
+
+
+@pytest.mark.parametrize("path", ["~/a", "runs/lr=0.1/seed 0", "a (1)/b", "50%/x,y", "a:b/c!"])
+def test_a_path_on_the_command_line_needs_no_quotes(config, path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    cfg = load_config(config, [f"train.output_dir={path}", f"train.init_checkpoint='{path}'"])
+    assert cfg.train.output_dir == cfg.train.init_checkpoint == path.replace("~", "/home/me")
+
+
+def test_in_a_yaml_config_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    pairs = ["OUTPUT_DIR", "~/runs", "MODEL.WEIGHTS=~/w.pth"]
+    cfg = load_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", pairs)
+    assert cfg.train.output_dir == cfg.cfg.OUTPUT_DIR == "/home/me/runs"
+    assert cfg.train.init_checkpoint == "/home/me/w.pth"

@@ -149,6 +149,40 @@ def test_unreadable_pictures_are_named_and_the_others_shown(place, capsys):
     assert len(results()) == 3
 
 
+def test_one_that_cannot_be_drawn_leaves_the_others(place, capsys, monkeypatch):
+    draw = demo.draw_detections
+
+    def fails_on_b(image, *args):
+        if image.shape[1] == 80:
+            raise OSError("broken data stream when writing image file")
+        return draw(image, *args)
+
+    monkeypatch.setattr(demo, "draw_detections", fails_on_b)
+    assert run("--input", "in") == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert "in/b.jpg: detected on, but not drawn (broken data stream" in line
+    assert len(results()) == 3 and not Path("out/b.jpg").exists()
+
+
+def test_what_was_detected_is_kept_when_the_run_is_ended(place, monkeypatch):
+    find = demo.detect
+
+    def interrupted_at_b(model, inputs, threshold):
+        if inputs["width"] == 80:
+            raise KeyboardInterrupt
+        return find(model, inputs, threshold)
+
+    monkeypatch.setattr(demo, "detect", interrupted_at_b)
+    assert run("--input", "in") == 130
+    assert [r["file"] for r in results()] == ["in/a.png"]
+
+
+def test_a_picture_of_extreme_shape_is_shown(place):
+    Image.new("RGB", (9_000, 40), "gray").save(place / "in" / "wide.png")
+    assert run("--input", "in", "dataloader.test.mapper.augmentations.0.max_size=9000") == 0
+    assert len(results()) == 4 and max(Image.open("out/wide.jpg").size) <= 65_500
+
+
 def test_the_pictures_themselves_are_never_overwritten(place, capsys):
     before = (place / "in" / "b.jpg").read_bytes()
     assert run("--input", "in/b.jpg", "--output", "in/../in") == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from sampling_free import BadInput
-from sampling_free.errors import printable, require_writable
+from sampling_free.errors import printable, require_writable, require_writable_folder
 
 
 def test_a_file_in_a_new_folder_can_be_written(tmp_path):
@@ -24,6 +24,22 @@ def test_another_is_one_line_with_the_option(tmp_path, name, reason):
     with pytest.raises(BadInput, match="cannot be written") as e:
         require_writable("--json", path)
     assert reason in str(e.value) and path in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path):
+    require_writable_folder("train.output_dir", str(tmp_path / "a" / "b"))
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("name, reason", [("file", "is a file"), ("file/x", "Not a directory")])
+@pytest.mark.parametrize("option, sign", [("train.output_dir", "="), ("--folder", " ")])
+def test_another_folder_is_one_line_with_the_option(tmp_path, name, reason, option, sign):
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / name)
+    with pytest.raises(BadInput) as e:
+        require_writable_folder(option, path)
+    wanted = f"{option}{sign}{path}: cannot be written ({reason}); give another folder"
+    assert str(e.value) == wanted
 
 
 @pytest.mark.parametrize(

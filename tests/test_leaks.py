@@ -186,7 +186,7 @@ def test_trainings_in_one_process_leave_nothing(tmp_path, monkeypatch):
         assert has_nothing_new(left), (rest(), left)
         registered.append(len(DatasetCatalog))
     assert registered[0] == registered[1] == registered[2]
-    assert len(evaluators) == 6 and not any(x() for x in evaluators + gone)
+    assert len(evaluators) == 9 and not any(x() for x in evaluators + gone)
     assert len(alive(Figure)) == figures and not pyplot.get_fignums()
 
 

@@ -141,7 +141,7 @@ def test_no_detection_at_all(main, tmp_path):
         ([], ["train.init_checkpoint=FILE", "--resume", "--detections"]),
         (["--resume", "train.output_dir=empty"], ["--resume", "train.output_dir=empty"]),
         (["--detections", "none.json"], ["none.json: cannot be read", "coco_instances_results"]),
-        (["--output", __file__], ["--output", "is a file; give a folder"]),
+        (["--output", __file__], ["--output", "(is a file); give another folder"]),
         (["train.output_dri=x"], ["did you mean"]),
     ],
 )

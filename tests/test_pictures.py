@@ -9,6 +9,9 @@ from PIL import Image
 
 from sampling_free import pictures
 from sampling_free.pictures import (
+    MARGIN,
+    MAX_CELL,
+    _grid,
     choose_images,
     class_name,
     draw_detections,
@@ -192,3 +195,20 @@ def test_labels_are_not_cut_at_the_edges():
         dark = picture.max(2) < 60
         labels.append((np.ptp(dark.any(0).nonzero()), np.ptp(dark.any(1).nonzero())))
     assert np.allclose(*labels, atol=3), "as wide and high in the corner as where there is room"
+
+
+@pytest.mark.parametrize("width, height", [(20_000, 30), (25, 30_000), (66_000, 1), (1, 1)])
+def test_an_image_of_extreme_shape_fits_into_a_jpeg(tmp_path, width, height):
+    image = np.full((height, width, 3), 120, np.uint8)
+    instances = found([[0, 0, width / 2, height]], [0.9], [1], (height, width))
+    sheet = Image.fromarray(draw_side_by_side(image, {}, instances, METADATA, 0.5))
+    assert max(sheet.size) <= 65_500
+    sheet.save(tmp_path / "a.jpg")
+    assert Image.open(tmp_path / "a.jpg").size == sheet.size
+
+
+def test_the_overview_of_extreme_shapes_is_no_larger_than_others():
+    shapes = [(64_008, 200), (248, 32_000), (1000, 500), (2, 3)]
+    for turned in (shapes, shapes[::-1]):
+        grid = _grid([Image.new("RGB", shape) for shape in turned])
+        assert max(grid.size) <= 2 * (MAX_CELL + 2 * MARGIN)

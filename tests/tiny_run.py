@@ -280,3 +280,8 @@ def call_main(script, words, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     return code, out, err
+
+
+def without_id(mapper):
+    """A mapper of one's own that forgets what an image is known by."""
+    return lambda record: {k: v for k, v in mapper(record).items() if k != "image_id"}

@@ -48,9 +48,10 @@ def main():
     cfg = with_present_device(config_of(args))
     if cfg.train.seed >= 0:
         seed_all_rng(cfg.train.seed)
+    picture = args.picture or os.path.join(cfg.train.output_dir, "imbalance.png")
+    require_writable("--picture", picture)
     found = check_imbalance(cfg, args.config_file, args.images)
     print(found.text())
-    picture = args.picture or os.path.join(cfg.train.output_dir, "imbalance.png")
     plot_imbalance(found, picture)
     print(f"\nPicture: {picture}")
     if args.json:

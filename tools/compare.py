@@ -36,8 +36,6 @@ import signal
 import sys
 from pathlib import Path
 
-from tabulate import tabulate
-
 from sampling_free.cli import add_config_options, one_line_errors, parse
 from sampling_free.comparison.plan import (
     PICTURES,
@@ -54,8 +52,8 @@ from sampling_free.comparison.run import Workshop
 from sampling_free.comparison.side_by_side import POLL, SideBySide
 from sampling_free.comparison.store import Output
 from sampling_free.comparison.summary import of_best_ap, summarise
-from sampling_free.comparison.table import summary_table
-from sampling_free.errors import BadInput, require_writable
+from sampling_free.comparison.table import markdown, summary_table
+from sampling_free.errors import BadInput, require_writable, require_writable_folder
 from sampling_free.variants import VARIANTS
 
 TRAIN_NET = str(Path(__file__).resolve().parents[1] / "train_net.py")
@@ -135,16 +133,12 @@ def _is_folder(output):
 
 def _require_places(args):
     """Raises BadInput unless all that is written can be, before hours of training."""
-    if not _is_folder(args.output):
+    if _is_folder(args.output):
+        require_writable_folder("--output", args.output)
+    else:
         require_writable("--output", args.output)
     require_writable("--report", args.report)
-    reason = "no permission"
-    try:
-        os.makedirs(args.folder, exist_ok=True)
-    except OSError as e:
-        reason = e.strerror
-    if not (os.path.isdir(args.folder) and os.access(args.folder, os.W_OK | os.X_OK)):
-        raise BadInput(f"--folder {args.folder}: cannot be written ({reason}); give another folder")
+    require_writable_folder("--folder", args.folder)
 
 
 def chosen_rates(runs, records, best_only=False):
@@ -211,8 +205,7 @@ def compare(args, poll=POLL):
         finals = plan(with_seeds(runs, args.seeds, args.final), args.folder, pictures)
     records = work.run(finals, "final runs", lambda: output.write(tried + work.done(finals)))
     rows = summarise(records)
-    head, cells = summary_table(rows)
-    print(tabulate(cells, head, tablefmt="github", disable_numparse=True))
+    print(markdown(*summary_table(rows)))
     if len(args.seeds) == 1:
         print("One seed each: nothing follows from one seed.")
     if any(record.get("jobs", 1) > 1 for record in records):

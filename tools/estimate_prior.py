@@ -17,6 +17,7 @@ from sampling_free.assignment import assignment_of
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import dataset_names, instantiate_with, load_dataset
 from sampling_free.engine import with_present_device
+from sampling_free.errors import require_writable
 from sampling_free.estimate import FILE_NAME, estimate_prior
 from sampling_free.imbalance import YAML_KEYS
 
@@ -39,6 +40,8 @@ def main():
     setup_logger(name="sampling_free")
 
     cfg = with_present_device(config_of(args))
+    path = args.output or os.path.join(cfg.train.output_dir, FILE_NAME)
+    require_writable("--output", path)
     node = cfg.dataloader.train
     model = instantiate(cfg.model).to(cfg.train.device)
     dicts, mapper = load_dataset(node.dataset, cfg.model), instantiate(node.mapper)
@@ -54,8 +57,6 @@ def main():
     key = assignment_of(model).prior_key
     by_hand = f"{YAML_KEYS[key]} " if "cfg" in cfg else f"{key}="
     print(f"To set it by hand, in any trainer: {by_hand}{estimate.prior:.6g}")
-    path = args.output or os.path.join(cfg.train.output_dir, FILE_NAME)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     estimate.save(path)
     print(f"Written to {path}")
 

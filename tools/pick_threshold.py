@@ -26,7 +26,8 @@ from sampling_free.checkpoint import NamingCheckpointer
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
 from sampling_free.datasets import load_dataset, target_of
 from sampling_free.engine import LazyTrainer, evaluate_only
-from sampling_free.errors import BadInput
+from sampling_free.errors import BadInput, require_writable_folder
+from sampling_free.evaluated_sets import first_test_set
 from sampling_free.matches import matches_from_evaluator
 from sampling_free.precision_recall_plot import plot_precision_recall
 
@@ -100,12 +101,14 @@ def main():
         value = getattr(args, option)
         if value is not None and not 0 < value <= 1:
             raise BadInput(f"--{option} {value:g}: give a number above 0 and up to 1")
-    if args.output and os.path.isfile(args.output):
-        raise BadInput(f"--output {args.output}: is a file; give a folder")
     setup_logger()  # Detectron2's, for the progress
     setup_logger(name="sampling_free")
 
     cfg = config_of(args)
+    folder = args.output or cfg.train.output_dir
+    require_writable_folder("--output", folder)
+    if cfg.dataloader.get("evaluator"):
+        cfg = first_test_set(cfg)
     keep_coco_evaluator(cfg, args.config_file)
     if not args.detections:
         require_weights(cfg, args.resume)
@@ -123,8 +126,6 @@ def main():
     by_class = matches_from_evaluator(evaluator, args.iou, args.detections)
     picked = pick_threshold(by_class, args.iou, args.precision)
 
-    folder = args.output or cfg.train.output_dir
-    os.makedirs(folder, exist_ok=True)
     paths = [os.path.join(folder, f"threshold.{kind}") for kind in ("json", "png")]
     picked.save(paths[0])
     plot_precision_recall(by_class, picked, paths[1])

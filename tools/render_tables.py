@@ -217,10 +217,10 @@ def paa_training(records):
 
 def comparison(rows):
     """A row for each variant of a comparison, from the summary that tools/compare.py writes."""
-    from sampling_free.comparison.table import summary_table  # Detectron2 takes seconds to import
+    # Detectron2 takes seconds to import.
+    from sampling_free.comparison.table import markdown, summary_table
 
-    head, cells = summary_table(rows)
-    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
+    return markdown(*summary_table(rows))
 
 
 TABLES = {

@@ -25,10 +25,9 @@ from .errors import BadInput
 from .safe_pickle import require_plain
 from .stored_prior import StoredPrior
 from .whole_checkpoint import fault_of, newest_whole
+from .whole_file import UNFINISHED, written_whole
 
 logger = logging.getLogger(__name__)
-
-UNFINISHED = ".unfinished"
 
 # What torch.load, and Detectron2 after it, raise for a torn file or one of something else.
 UNREADABLE = (
@@ -163,11 +162,8 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
             os.fsync(f.fileno())  # else the name may outlive a power cut, and the content not
         os.replace(unfinished, finished)
         tag = os.path.join(self.save_dir, "last_checkpoint")
-        with open(f"{tag}{UNFINISHED}", "w") as f:
+        with written_whole(tag) as f:
             f.write(os.path.basename(finished))
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(f"{tag}{UNFINISHED}", tag)
 
     def _load_file(self, filename):
         if zipfile.is_zipfile(filename) and (fault := fault_of(filename)):

@@ -11,7 +11,7 @@ from detectron2.config import get_cfg
 from torch.multiprocessing import ProcessExitedException
 
 from .config import find_config, load_config
-from .errors import BadInput, NonFiniteLoss
+from .errors import BadInput, NonFiniteLoss, disk_fault, disk_line
 from .interruption import Interrupted
 from .variants import VARIANTS
 
@@ -117,6 +117,7 @@ def one_line_errors(main):
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+        logging.raiseExceptions = False  # of a log file on a full disk, a stack trace for each line
         # Of Detectron2's anchor generator; says nothing to a user.
         warnings.filterwarnings("ignore", message="torch.meshgrid")
         try:
@@ -134,6 +135,11 @@ def one_line_errors(main):
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             sys.exit(130)
+        except Exception as e:
+            fault = disk_fault(e)
+            if not fault:
+                raise
+            print(f"error: {disk_line(fault)}", file=sys.stderr)
         sys.exit(2)
 
     return wrapped
@@ -141,4 +147,5 @@ def one_line_errors(main):
 
 def _is_no_user_error(record):
     """Detectron2's trainer logs each exception with its stack trace; ours are one line."""
-    return not (record.exc_info and issubclass(record.exc_info[0], (BadInput, NonFiniteLoss)))
+    error = record.exc_info and record.exc_info[1]
+    return not (isinstance(error, (BadInput, NonFiniteLoss)) or error and disk_fault(error))

@@ -94,6 +94,11 @@ def load_config(path, overrides=(), sampling_free=False, variant=None):
     for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
         if key not in cfg:
             raise BadInput(f"{path}: has no {key!r}; is it a whole LazyConfig, not a part of one?")
+    if isinstance(cfg.dataloader.get("test"), ListConfig):
+        raise BadInput(
+            f"{path}: dataloader.test is a list: write one loader, and the list into "
+            "dataloader.test.dataset.names; its sets are evaluated one after another"
+        )
     train = model_zoo.get_config("common/train.py").train
     known = OmegaConf.merge(train, TRAIN_DEFAULTS)
     _check_spelling(cfg.train, known, "train")
@@ -101,6 +106,7 @@ def load_config(path, overrides=(), sampling_free=False, variant=None):
     cfg.train = OmegaConf.merge(known, cfg.train)
     for override in overrides:
         _apply(cfg, override)
+    _expand_home(cfg)
     _check_calls(cfg)
     _check_train(cfg.train)
     return cfg
@@ -118,6 +124,7 @@ def find_config(path):
     """The config file of that name, or else the one of Detectron2's model zoo."""
     if not path:
         raise BadInput("--config-file is missing, e.g. --config-file configs/demo/retinanet.py")
+    path = os.path.expanduser(path)
     if PathManager.isfile(path):
         return path
     try:
@@ -231,6 +238,19 @@ def _check_train(train):
             )
 
 
+def _expand_home(node):
+    """Puts the home folder in the place of a ~ at the beginning of any text, in place."""
+    keys = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for key in keys if not node._is_none() else ():
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, (DictConfig, ListConfig)):
+            _expand_home(value)
+        elif isinstance(value, str) and value.startswith("~"):
+            node[key] = os.path.expanduser(value)
+
+
 def _suggest_file(path):
     folder = os.path.dirname(path) or "."
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -248,6 +268,10 @@ def _apply(cfg, override):
     try:
         LazyConfig.apply_overrides(cfg, [override])
     except Exception as e:  # Hydra's parser and OmegaConf have many of their own
+        value = override.partition("=")[2]
+        if isinstance(before, str) and value[:1] not in ("'", '"', "[", "{"):
+            OmegaConf.update(cfg, key, value)  # a path, with a ~ or a = in it
+            return
         reason = str(e).strip().splitlines()[0]
         raise BadInput(f"{override!r} cannot be applied: {reason}") from None
     after = _select(cfg, key)

@@ -4,8 +4,8 @@ import inspect
 import os
 
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data import MapDataset, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import ListConfig, OmegaConf
@@ -137,12 +137,18 @@ def check_ground_truth(evaluator_node, model_node):
                 check_evaluated_masks(content, path)
 
 
+def evaluators_of(evaluator_node):
+    """list: of one or several, nodes of a config or what is built of them; None for none."""
+    if isinstance(evaluator_node, (list, ListConfig)):
+        return list(evaluator_node)
+    return [] if evaluator_node is None else [evaluator_node]
+
+
 def coco_evaluators(evaluator_node):
     """list[DictConfig]: the nodes of Detectron2's ``COCOEvaluator`` among one or several."""
-    several = isinstance(evaluator_node, ListConfig)
     return [
         node
-        for node in (evaluator_node if several else [evaluator_node])
+        for node in evaluators_of(evaluator_node)
         if inspect.isclass(target_of(node)) and issubclass(target_of(node), COCOEvaluator)
     ]
 
@@ -210,6 +216,30 @@ def test_loader(node, model_node):
     if type(loader) is DataLoader and loader.worker_init_fn is None:  # Detectron2's
         loader.__class__, loader.worker_init_fn = SignalSafeLoader, LoaderSignals()
     return loader
+
+
+def require_image_id(loader, dataloader):
+    """Makes sure that what evaluators know an image by comes out of a test loader.
+
+    Args:
+        loader (iterable): of :func:`test_loader`; of one of Detectron2's the first image is read.
+        dataloader (DictConfig): the node with "test" and "evaluator".
+
+    Raises:
+        BadInput: there is no "image_id", or the image cannot be read.
+    """
+    kinds = [target_of(node) for node in evaluators_of(dataloader.evaluator)]
+    needs_it = any(kind in (COCOEvaluator, PascalVOCDetectionEvaluator) for kind in kinds)
+    dataset = getattr(loader, "dataset", None)
+    if needs_it and isinstance(dataset, MapDataset) and len(dataset):
+        first = dataset[0]
+        if isinstance(first, dict) and "image_id" not in first:
+            names = ", ".join(dataset_names(dataloader.test.dataset))
+            raise BadInput(
+                f"data set {names}: {first.get('file_name')} comes out of the test loader without "
+                "'image_id', by which an evaluator knows it; give each record of the data set its "
+                "own, and leave it in dataloader.test.mapper"
+            )
 
 
 def instantiate_with(node, **given):

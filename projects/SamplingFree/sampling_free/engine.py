@@ -6,7 +6,6 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import (
@@ -20,7 +19,6 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
-from detectron2.utils.file_io import PathManager
 
 from . import best_threshold
 from .baselines.fcos import losses_in_float32
@@ -29,13 +27,16 @@ from .datasets import (
     check_ground_truth,
     check_test_classes,
     check_training_masks,
-    coco_evaluators,
     dataset_names,
+    evaluators_of,
     instantiate_with,
     load_dataset,
+    require_image_id,
     test_loader,
 )
-from .errors import BadInput
+from .errors import BadInput, require_writable_folder
+from .evaluated_sets import by_task, each_test_set, metric_of
+from .evaluators import built_evaluators
 from .hooks import (
     FinalPictures,
     KeepingCheckpointer,
@@ -74,12 +75,9 @@ class LazyTrainer(ResumableTrainer):
             # TorchScript compiles fvcore's focal loss anew after its first calls and then rounds
             # otherwise, so that a resumed run would differ in the last bit.
             torch.jit.set_fusion_strategy([])
-        PathManager.mkdirs(cfg.train.output_dir)
+        require_writable_folder("train.output_dir", cfg.train.output_dir)
         train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
-        if "evaluator" in cfg.dataloader:  # a mistake there is to be known before the training
-            load_dataset(cfg.dataloader.test.dataset, cfg.model, is_train=False)
-            check_test_classes(cfg.dataloader.train.dataset, cfg.dataloader.test.dataset)
-            check_ground_truth(cfg.dataloader.evaluator, cfg.model)
+        self.check_evaluation(cfg, cfg.dataloader.train.dataset)
         names = dataset_names(cfg.dataloader.train.dataset)
         self.mapper = instantiate(cfg.dataloader.train.mapper)
         check_training_masks(train_dicts, self.mapper, cfg.model, ", ".join(names))
@@ -142,32 +140,54 @@ class LazyTrainer(ResumableTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg):
-        """The config's evaluator; Detectron2's COCOEvaluator keeps its results for the pictures."""
-        check_ground_truth(cfg.dataloader.evaluator, cfg.model)
-        for one in coco_evaluators(cfg.dataloader.evaluator):
-            if not one.get("output_dir"):
-                one.output_dir = os.path.join(cfg.train.output_dir, "inference")
-            _forget_converted(instantiate(one.dataset_name), one.output_dir)
-        return instantiate(cfg.dataloader.evaluator)
+        """The evaluators of a config that has one test set; to be overridden."""
+        return built_evaluators(cfg)
+
+    @classmethod
+    def check_evaluation(cls, cfg, train_dataset=None):
+        """Builds the evaluators of all test sets and drops them, for mistakes to be known now.
+
+        Args:
+            cfg (DictConfig): without an evaluator nothing is checked.
+            train_dataset (DictConfig or None): of the set that is trained on; its classes are to
+                be those of the test sets.
+
+        Raises:
+            BadInput
+        """
+        if not cfg.dataloader.get("evaluator"):
+            return
+        for one in each_test_set(cfg).values():
+            require_image_id(test_loader(one.dataloader.test, cfg.model), one.dataloader)
+            if train_dataset is not None:
+                check_test_classes(train_dataset, one.dataloader.test.dataset)
+            cls.build_evaluator(one)
+            check_ground_truth(one.dataloader.evaluator, cfg.model)  # what was converted to COCO's
 
     @classmethod
     def test(cls, cfg, model):
         """Evaluates, prints Detectron2's lines, and stores the score threshold of best F1.
 
         Returns:
-            dict: task -> metric -> value; empty if the config has no evaluator.
+            dict: task -> metric -> value; of several test sets by their names. Empty if the config
+            has no evaluator.
         """
-        if "evaluator" not in cfg.dataloader:
+        if not cfg.dataloader.get("evaluator"):
             return {}
-        loader = test_loader(cfg.dataloader.test, cfg.model)
-        evaluator = cls.build_evaluator(cfg)
-        results = inference_on_dataset(model, loader, evaluator) or {}
-        if comm.is_main_process():
-            print_csv_format(results)
-            if "bbox" in results and isinstance(evaluator, COCOEvaluator):
-                best = best_threshold.threshold_from_evaluator(evaluator)
-                best.save(os.path.join(cfg.train.output_dir, best_threshold.FILE_NAME))
-        return results
+        results = {}
+        for name, one in each_test_set(cfg).items():
+            loader = test_loader(one.dataloader.test, cfg.model)
+            evaluator = cls.build_evaluator(one)
+            found = inference_on_dataset(model, loader, evaluator) or {}
+            if comm.is_main_process():
+                logger.info(f"Evaluation results for {name or 'the test set'} in csv format:")
+                print_csv_format(found)
+                coco = [e for e in evaluators_of(evaluator) if isinstance(e, COCOEvaluator)]
+                if not results and "bbox" in found and coco and coco[0]._output_dir:
+                    best = best_threshold.threshold_from_evaluator(coco[0])
+                    best.save(os.path.join(cfg.train.output_dir, best_threshold.FILE_NAME))
+            results[name] = found
+        return results if len(results) > 1 else found
 
     def build_hooks(self):
         train = self.cfg.train
@@ -180,7 +200,7 @@ class LazyTrainer(ResumableTrainer):
 
         scheduler = instantiate(self.cfg.lr_multiplier)
         best = train.best_metric and StatefulBestCheckpointer(
-            train.eval_period, self.checkpointer, train.best_metric
+            train.eval_period, self.checkpointer, metric_of(self.cfg, train.best_metric)
         )
         return [
             hooks.IterationTimer(),
@@ -218,20 +238,11 @@ class LazyTrainer(ResumableTrainer):
         return results
 
 
-def _forget_converted(name, output_dir):
-    """Removes the COCO file that an earlier run made of a data set that may have changed since."""
-    path = os.path.join(output_dir, f"{name}_coco_format.json")
-    if not hasattr(MetadataCatalog.get(name), "json_file"):
-        if comm.is_main_process() and os.path.exists(path):
-            os.remove(path)
-        comm.synchronize()
-
-
 def check_expected(cfg, results):
     """Exit code 1 if ``results`` are not within ``train.expected_results``."""
     expected = [list(row) for row in cfg.train.expected_results]
     if expected and comm.is_main_process():
-        results = {**{task: {} for task, *_ in expected}, **results}
+        results = {**{task: {} for task, *_ in expected}, **by_task(cfg, results)}
         verify_results(CfgNode({"TEST": {"EXPECTED_RESULTS": expected}}), results)
 
 
@@ -254,6 +265,8 @@ def evaluate_only(cfg, resume=False):
         dict: as :meth:`LazyTrainer.test`; written to ``EVALUATION`` in ``train.output_dir`` too.
     """
     cfg = with_present_device(cfg)
+    require_writable_folder("train.output_dir", cfg.train.output_dir)
+    LazyTrainer.check_evaluation(cfg)
     model = LazyTrainer.build_model(cfg)
     checkpointer = NamingCheckpointer(model, cfg.train.output_dir)
     path = cfg.train.init_checkpoint

@@ -1,8 +1,10 @@
 """The two ways in which the package says that it cannot go on."""
 
 import contextlib
+import errno
 import math
 import os
+import tempfile
 
 
 class BadInput(Exception):
@@ -62,6 +64,50 @@ def require_writable(option, path):
         reason = "no permission"
     if reason:
         raise BadInput(f"{option} {path}: cannot be written ({reason}); give another file")
+
+
+def require_writable_folder(option, folder):
+    """Raises BadInput unless files can be written into a folder, which is made.
+
+    Args:
+        option (str): of the command line or the config, for the message.
+        folder (str):
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f:
+            f.write(b" " * 4096)
+    except OSError as e:
+        reason = "is a file" if os.path.isfile(folder) else e.strerror
+        equals = " " if option.startswith("-") else "="
+        raise BadInput(
+            f"{option}{equals}{folder}: cannot be written ({reason}); give another folder"
+        ) from None
+
+
+# A disk, or a user's part of it, is full, the file is larger than allowed, or it became read-only.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def disk_fault(error):
+    """The OSError of a disk that takes no more, where an exception is one or came of one.
+
+    PyTorch hides it behind a RuntimeError of its own.
+
+    Args:
+        error (BaseException or None):
+
+    Returns:
+        OSError or None
+    """
+    while error is not None and not (isinstance(error, OSError) and error.errno in DISK):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def disk_line(fault, place="a file"):
+    """str: what :func:`disk_fault` has found, with another place where its file is not known."""
+    return f"{fault.filename or place}: cannot be written ({fault.strerror})"
 
 
 # Of fvcore's box losses and of Detectron2's Boxes; a box that a network predicts is only ever bad

@@ -13,6 +13,7 @@ from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, Peri
 
 from . import best_threshold
 from .datasets import dataset_names, load_dataset
+from .evaluated_sets import first_test_set, metric_of
 from .metrics_file import cut, put_aside
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class FinalPictures(HookBase):
         if "test" not in self.cfg.dataloader:
             logger.info(f"Losses and r: {plot}. No pictures: the config has no test set.")
             return
-        node = self.cfg.dataloader.test
+        node = first_test_set(self.cfg).dataloader.test
         paths = save_prediction_pictures(
             getattr(self.trainer.model, "module", self.trainer.model),
             load_dataset(node.dataset, self.cfg.model, is_train=False),
@@ -179,7 +180,8 @@ class FinalPictures(HookBase):
         )
         prior = os.path.join(train.output_dir, "prior.json")
         scores = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
-        reached = ", ".join(f"{k} {scores[k]:.1f}" for k in ("bbox/AP", "bbox/AP50") if k in scores)
+        keys = [metric_of(self.cfg, key) for key in ("bbox/AP", "bbox/AP50")]
+        reached = ", ".join(f"{k} {scores[k]:.1f}" for k in keys if k in scores)
         lines = [
             f"Reached {reached or 'the end, without an evaluation'}. Scores from {threshold:.3g} "
             "up are worth showing (best F1).",

@@ -1,9 +1,10 @@
 """JSON that any parser reads: NaN and infinity, which JSON does not have, are null."""
 
-import contextlib
 import json
 import math
 import os
+
+from .whole_file import written_whole
 
 
 def finite(value):
@@ -29,11 +30,5 @@ def write_json(path, value, indent=1, default=None):
     """
     text = json.dumps(finite(value), indent=indent, allow_nan=False, default=default)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w") as f:
-            f.write(f"{text}\n")
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):  # it is in its place already
-            os.remove(temporary)
+    with written_whole(path) as f:
+        f.write(f"{text}\n")

@@ -6,6 +6,8 @@ import os
 
 from detectron2.utils.events import JSONWriter
 
+from .whole_file import written_whole
+
 
 class StrictJSONWriter(JSONWriter):
     """Detectron2's, but with null in the place of NaN and infinity, which JSON does not have."""
@@ -47,9 +49,8 @@ def cut(path, start_iter, end=None):
     rows = {line: _row(line) for line in lines}
     kept = [line for line in lines if _stays(rows[line], start_iter, end)]
     if kept != lines:
-        with open(f"{path}.unfinished", "w") as f:
+        with written_whole(path) as f:
             f.writelines(kept)
-        os.replace(f"{path}.unfinished", path)
     before = [rows[line]["iteration"] for line in kept if rows[line]["iteration"] < start_iter]
     return max(before, default=-1)
 

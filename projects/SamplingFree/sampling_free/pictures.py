@@ -18,7 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Pixels of the shorter side from which labels are legible; smaller images are drawn enlarged.
 MIN_SIDE = 480
+# Of the longer side at most: two side by side are within the 65,500 px that a JPEG may have.
+MAX_SIDE = 32_000
+MIN_FONT = 12  # pixels, of the captions
 MARGIN = 8  # pixels between pictures
+MAX_CELL = 4000  # pixels of a side of a picture in the overview
 
 
 def class_name(metadata, i):
@@ -39,7 +43,8 @@ def draw_detections(image, instances, metadata, threshold):
         threshold (float): in [0, 1].
 
     Returns:
-        ndarray: (H', W', 3) uint8, RGB, at least `MIN_SIDE` high and wide.
+        ndarray: (H', W', 3) uint8, RGB, at least `MIN_SIDE` high and wide, but where the longer
+        side would be more than `MAX_SIDE`.
     """
     instances = instances.to("cpu")
     instances = instances[instances.scores >= threshold]
@@ -60,7 +65,7 @@ def draw_ground_truth(image, dataset_dict, metadata, with_masks=False):
         with_masks (bool): draw "segmentation" too where every annotation has one.
 
     Returns:
-        ndarray: (H', W', 3) uint8, RGB, at least `MIN_SIDE` high and wide.
+        ndarray: (H', W', 3) uint8, RGB, of the size as in :func:`draw_detections`.
     """
     annotations = dataset_dict.get("annotations") or []
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
@@ -95,7 +100,7 @@ def draw_side_by_side(image, dataset_dict, instances, metadata, threshold):
         ),
     }
     height, width = panels["ground truth"].shape[:2]
-    size = min(height, width) // 24
+    size = max(MIN_FONT, min(height, width) // 24)
     font = ImageFont.truetype(findfont("DejaVu Sans"), size)
     sheet = Image.new("RGB", (2 * width + MARGIN, height + 2 * size), "white")
     for i, (caption, panel) in enumerate(panels.items()):
@@ -185,9 +190,9 @@ def _short(score):
 
 def _draw(image, boxes, masks, classes, labels, metadata):
     height, width = image.shape[:2]
-    scale = max(1.0, MIN_SIDE / min(height, width))
+    scale = min(max(1.0, MIN_SIDE / min(height, width)), MAX_SIDE / max(height, width))
     # Enlarged first: the `scale` of Visualizer enlarges the lines but hardly the labels.
-    resize = ResizeTransform(height, width, round(height * scale), round(width * scale))
+    resize = ResizeTransform(height, width, *_scaled(height, width, scale))
     if masks is not None:
         masks = [resize.apply_segmentation(GenericMask(m, height, width).mask) for m in masks]
     colors = metadata.get("thing_colors", None)
@@ -203,6 +208,10 @@ def _draw(image, boxes, masks, classes, labels, metadata):
     return visualizer.output.get_image()
 
 
+def _scaled(height, width, scale):
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def _keep_labels_inside(drawing):
     """Move labels that the right or lower edge would cut; one pixel is one unit of the axes."""
     for text in drawing.ax.texts:
@@ -212,9 +221,10 @@ def _keep_labels_inside(drawing):
 
 
 def _grid(sheets):
-    """One image with all sheets in two columns, each as wide as half the first one."""
-    width = sheets[0].width // 2
-    sheets = [s.resize((width, round(s.height * width / s.width))) for s in sheets]
+    """One image with all sheets in two columns, each as wide as half the first one at most."""
+    width = min(max(sheets[0].width // 2, MIN_SIDE), MAX_CELL)
+    scales = [min(width / s.width, MAX_CELL / s.height) for s in sheets]
+    sheets = [s.resize(_scaled(s.width, s.height, x)) for s, x in zip(sheets, scales)]
     rows = [sheets[i : i + 2] for i in range(0, len(sheets), 2)]
     heights = [max(s.height for s in row) + 2 * MARGIN for row in rows]
     step = width + 2 * MARGIN

@@ -9,7 +9,7 @@ import torch
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 
-from .errors import BadInput
+from .errors import BadInput, disk_fault, disk_line
 from .hooks import KeepingCheckpointer, ResumableWriter
 from .interruption import Interrupted, Interruption
 from .lr_scaling import warn_if_other
@@ -81,15 +81,24 @@ class ResumableTrainer(DefaultTrainer):
 
         Raises:
             Interrupted: by SIGTERM or Ctrl-C, after the iteration; there is a checkpoint of it.
+            BadInput: a disk is full.
         """
         try:
             with self.interruption:
                 TrainerBase.train(self, self.start_iter, self.max_iter)
         except Interrupted as e:
-            line = f"interrupted by {signal.Signals(e.number).name}"
-            if self.checkpointer.has_checkpoint():
-                line += f"; --resume goes on from {self.checkpointer.get_checkpoint_file()}"
+            line = f"interrupted by {signal.Signals(e.number).name}{self._way_on()}"
             raise Interrupted(e.number, line if comm.is_main_process() else "") from None
+        except Exception as e:
+            if fault := disk_fault(e):
+                line = disk_line(fault, f"train.output_dir={self.cfg.train.output_dir}")
+                raise BadInput(f"{line}{self._way_on()}") from None
+            raise
+
+    def _way_on(self):
+        if not self.checkpointer.has_checkpoint():
+            return ""
+        return f"; --resume goes on from {self.checkpointer.get_checkpoint_file()}"
 
     def before_train(self):
         put_scalars(self.storage, self._resumed)

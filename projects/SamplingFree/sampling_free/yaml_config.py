@@ -133,7 +133,6 @@ def lazy_from_cfg_node(cfg):
     for key, is_on in {
         "TEST.PRECISE_BN.ENABLED": cfg.TEST.PRECISE_BN.ENABLED,
         "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
-        f"DATASETS.TEST = {cfg.DATASETS.TEST}: all but the first": len(cfg.DATASETS.TEST) > 1,
     }.items():
         if is_on:
             logger.warning(f"{key}: ignored by this trainer")
@@ -179,13 +178,17 @@ def lazy_from_cfg_node(cfg):
             unreadable="stop",
         )
     )
-    if cfg.DATASETS.TEST:
+    if names := list(cfg.DATASETS.TEST):
         dataloader["test"] = L(build_detection_test_loader)(
-            dataset=L(dataset_dicts)(cfg="${cfg}", names=cfg.DATASETS.TEST[0], is_train=False),
+            dataset=L(dataset_dicts)(
+                cfg="${cfg}", names=names if len(names) > 1 else names[0], is_train=False
+            ),
             mapper=L(dataset_mapper)(cfg="${cfg}", is_train=False),
             num_workers="${cfg.DATALOADER.NUM_WORKERS}",
         )
-        dataloader["evaluator"] = _evaluator(cfg)
+        # One or more of each set, as they may be of different kinds.
+        nodes = [node for name in names for node in _evaluators(cfg, name)]
+        dataloader["evaluator"] = nodes if len(nodes) > 1 else nodes[0]
     return OmegaConf.create(
         dict(
             cfg=plain(cfg),
@@ -254,7 +257,11 @@ def dataset_dicts(cfg, names, is_train):
     """As Detectron2's loaders get them from a CfgNode."""
     node = cfg_node(cfg)
     sets = node.DATASETS
-    files = sets.PROPOSAL_FILES_TRAIN if is_train else sets.PROPOSAL_FILES_TEST[:1]
+    if is_train:
+        files = sets.PROPOSAL_FILES_TRAIN
+    else:
+        of_name = dict(zip(sets.TEST, sets.PROPOSAL_FILES_TEST))
+        files = [of_name[n] for n in ([names] if isinstance(names, str) else names) if n in of_name]
     for file in files if node.MODEL.LOAD_PROPOSALS else ():
         _require_plain(file)
     min_keypoints = node.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
@@ -295,15 +302,16 @@ def train_loader(dataset, *, cfg, seed, **kwargs):
     return build_replayable_train_loader(dataset, sampler=sampler, seed=seed, **kwargs)
 
 
-def _evaluator(cfg):
-    kind = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type", "coco")
+def _evaluators(cfg, name):
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
     if kind not in EVALUATORS:
-        raise BadInput(f"{cfg.DATASETS.TEST[0]}: no evaluator for {kind}; known: {[*EVALUATORS]}")
-    name = "${dataloader.test.dataset.names}"
+        raise BadInput(f"{name}: no evaluator for {kind}; known: {[*EVALUATORS]}")
+    if len(cfg.DATASETS.TEST) == 1:
+        name = "${dataloader.test.dataset.names}"
     nodes = [L(evaluator)(dataset_name=name) for evaluator in EVALUATORS[kind]]
     if nodes[0]._target_ is COCOEvaluator and cfg.TEST.KEYPOINT_OKS_SIGMAS:
         nodes[0].kpt_oks_sigmas = list(cfg.TEST.KEYPOINT_OKS_SIGMAS)
-    return nodes[0] if len(nodes) == 1 else nodes
+    return nodes
 
 
 def plain(cfg):

@@ -6,7 +6,7 @@ import itertools
 import os
 from dataclasses import dataclass, replace
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..config import load_config
 from ..errors import BadInput
@@ -120,6 +120,12 @@ def plan(runs, folder, pictures=PICTURES):
 
 def _planned(run, folder, pictures):
     cfg = quietly(load_config, run.config, run.changes(), variant=run.variant)
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    if isinstance(names, ListConfig) and len(names) > 1:
+        raise BadInput(
+            f"{run.config}: has {len(names)} test sets, and runs are compared on one: give the "
+            "override dataloader.test.dataset.names=NAME"
+        )
     digest = config_digest(cfg)
     extra = ["train.num_pictures=0"]
     if run.watched and not run.choosing:
@@ -127,7 +133,8 @@ def _planned(run, folder, pictures):
         # The writers keep the newest measurement alone: they write before the next one.
         extra = [f"train.monitor_period={period}", f"train.log_period={period}"]
         extra.append(f"train.num_pictures={pictures}")
-    is_baseline = run.variant in BASELINES and not run.choosing and "evaluator" in cfg.dataloader
+    is_evaluated = cfg.dataloader.get("evaluator") is not None
+    is_baseline = run.variant in BASELINES and not run.choosing and is_evaluated
     return Planned(
         run,
         os.path.join(folder, run.folder(digest)),

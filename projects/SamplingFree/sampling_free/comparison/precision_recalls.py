@@ -10,6 +10,7 @@ from detectron2.evaluation import COCOEvaluator
 from ..best_threshold import precision_recall
 from ..datasets import load_dataset
 from ..engine import LazyTrainer
+from ..evaluated_sets import first_test_set
 from ..matches import all_classes, matches_from_evaluator, read_detections
 from . import bootstrap
 
@@ -98,7 +99,7 @@ class Detections:
         return [round(x, bootstrap.DIGITS) if np.isfinite(x) else None for x in values.tolist()]
 
     def _evaluator_of(self, cfg, path):
-        if not os.path.exists(path) or "evaluator" not in cfg.dataloader:
+        if not os.path.exists(path) or not cfg.dataloader.get("evaluator"):
             return None
         key = str(cfg.dataloader.test.dataset)
         if key not in self._evaluators:
@@ -108,6 +109,7 @@ class Detections:
 
     @staticmethod
     def _evaluator(cfg):
+        cfg = first_test_set(cfg)
         load_dataset(cfg.dataloader.test.dataset, cfg.model, is_train=False)
         built = LazyTrainer.build_evaluator(cfg)
         for one in built if isinstance(built, list) else [built]:

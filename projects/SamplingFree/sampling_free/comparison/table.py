@@ -1,5 +1,7 @@
 """The rows of a summary as text, for the terminal, the documentation and the page alike."""
 
+from tabulate import tabulate
+
 MAIN = {"bbox/AP": "AP", "bbox/AP50": "AP50"}
 MASKS = {"segm/AP": "mask AP", "segm/AP50": "mask AP50"}
 
@@ -43,6 +45,20 @@ def summary_table(rows):
     if any(row["peak_memory_mib"] for row in rows):
         columns["memory"] = memory_cell
     return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
+
+
+def markdown(head, cells):
+    """The table in Markdown; a | in a name, as of a class, ends no cell.
+
+    Args:
+        head (list[str]):
+        cells (list[list[str]]):
+
+    Returns:
+        str
+    """
+    head, *cells = [[cell.replace("|", r"\|") for cell in row] for row in [head, *cells]]
+    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
 
 
 def seeds_cell(row):

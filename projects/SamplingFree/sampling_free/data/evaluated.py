@@ -1,18 +1,28 @@
-"""Checks of the COCO file that an evaluator reads on its own, and by which it measures.
+"""Checks of the files that an evaluator reads on its own, and by which it measures.
 
-It is not cleaned like a training set: pycocotools takes a box with NaN for found by detections far
-from it, and ends with an error, after hours of training, where a key is missing.
+They are not cleaned like a training set: pycocotools takes a box with NaN for found by detections
+far from it, and ends with an error, after hours of training, where a key is missing; Detectron2's
+VOC evaluator wants tags that its loader does without.
 """
 
 import logging
 import math
+import re
+import xml.etree.ElementTree as ET
 from numbers import Real
 
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
 from ..errors import BadInput
 from .coco_file import called
 from .masks import is_sound_mask
+
+_VOC = "Detectron2's PascalVOCDetectionEvaluator"
+_NO_VOC = (
+    "or evaluate as COCO does: dataloader.evaluator._target_=detectron2.evaluation.COCOEvaluator"
+)
 
 
 def check_evaluated_boxes(content, path):
@@ -57,6 +67,35 @@ def check_evaluated_masks(content, path):
             )
 
 
+def check_evaluated_voc(evaluator):
+    """Makes sure that Detectron2's ``PascalVOCDetectionEvaluator`` can read what it measures by.
+
+    Args:
+        evaluator (PascalVOCDetectionEvaluator): whose annotations are parsed, and kept by it.
+
+    Raises:
+        BadInput: names the file and what is in the way.
+    """
+    for name in evaluator._class_names:
+        if "/" in name:
+            raise BadInput(f"class {name!r}: {_VOC} makes a file of this name; {_NO_VOC}")
+    with PathManager.open(evaluator._image_set_path) as f:
+        images = [line.strip() for line in f]
+    for image in images:
+        if len(image.split()) != 1:
+            raise BadInput(
+                f"{evaluator._image_set_path}: {_VOC} cannot have the line {image!r}: write one "
+                f"name without blanks in each, and no empty line; {_NO_VOC}"
+            )
+        path = evaluator._anno_file_template.format(image)
+        try:
+            parse_rec(path)
+        except Exception as e:  # of the parser, and of what it meets
+            raise BadInput(
+                f"{path}: {_voc_fault(path) or e}, which {_VOC} needs; correct it; {_NO_VOC}"
+            ) from None
+
+
 def warn_if_bare(dicts, name):
     """Warns of a test set by which nothing can be measured.
 
@@ -78,6 +117,24 @@ def _fault(annotation):
         return "no 'iscrowd'"
     if isinstance(annotation["id"], str):
         return f"the text {annotation['id']!r} as its id"
+    return None
+
+
+def _voc_fault(path):
+    """What keeps ``parse_rec`` from reading a file, if that is known."""
+    try:
+        things = ET.parse(path).findall("object")
+    except (OSError, ValueError, ET.ParseError):
+        return None
+    whole = ["truncated", "difficult"]
+    whole += [f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
+    for thing in things:
+        for tag in ["name", "pose", *whole]:
+            text = thing.findtext(tag)
+            if text is None:
+                return f"an object has no <{tag}>"
+            if tag in whole and not re.fullmatch(r"\s*[+-]?\d+\s*", text):
+                return f"<{tag}> is {text!r} and no whole number"
     return None
 
 
