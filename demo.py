@@ -24,6 +24,7 @@ from tqdm import tqdm
 from sampling_free.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
 from sampling_free.checkpoint import load_trained
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
+from sampling_free.data.images import makes_8_bits, require_8_bits
 from sampling_free.datasets import dataset_names
 from sampling_free.engine import with_present_device
 from sampling_free.errors import BadInput, disk_fault, require_writable_folder
@@ -143,6 +144,8 @@ def load_model(cfg, weights):
 
 def read(file, mapper):
     """tuple: the image (H, W, 3) uint8, RGB, as it is; what the model takes, resized."""
+    if makes_8_bits(mapper):
+        require_8_bits(file)
     return read_image(file, "RGB"), mapper({"file_name": file})
 
 

@@ -78,12 +78,12 @@ def _(data):
     data.add([50, 30, 40, 40])
 
 
-@kind("box of three numbers", SKIPPED, skipped("not finite"))
+@kind("box of three numbers", SKIPPED, skipped("not 4 numbers"))
 def _(data):
     data.add([5, 5, 20])
 
 
-@kind("box of text", SKIPPED, skipped("not finite"))
+@kind("box of text", SKIPPED, skipped("not 4 numbers"))
 def _(data):
     data.add(["5", "5", "20", "20"])
 
@@ -98,7 +98,7 @@ def _(data):
     data.add(None)
 
 
-@kind("annotation without a box", SKIPPED, skipped("not finite"))
+@kind("annotation without a box", SKIPPED, skipped("not 4 numbers"))
 def _(data):
     data.add([])
     del data.train["annotations"][-1]["bbox"]

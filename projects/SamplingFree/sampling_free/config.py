@@ -6,6 +6,7 @@ Detectron2's ``apply_overrides`` accepts ``train.max_itr=5`` in silence.
 """
 
 import builtins
+import contextlib
 import difflib
 import inspect
 import os
@@ -13,6 +14,7 @@ import re
 
 import torch
 from detectron2.config import CfgNode, LazyConfig
+from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -174,7 +176,8 @@ def _load(path):
     # LazyConfig leaves the import function patched when a config raises.
     original_import = builtins.__import__
     try:
-        return LazyConfig.load(path)
+        with _may_register_again(path):
+            return LazyConfig.load(path)
     except BadInput:
         raise
     except Exception as e:
@@ -182,6 +185,38 @@ def _load(path):
         raise BadInput(f"{path}: {type(e.__cause__ or e).__name__}: {reason}") from e
     finally:
         builtins.__import__ = original_import
+
+
+_of_configs = {}  # data sets that config files have registered: name -> function
+
+
+@contextlib.contextmanager
+def _may_register_again(path):
+    """Lets a config file register data sets each time that it is read in this process.
+
+    Other files that it imports in Detectron2's way are read again too, those that Python imports
+    are not: what nobody registers again comes back.
+    """
+    of_others = set(DatasetCatalog) - set(_of_configs)
+    before = {name: DatasetCatalog.pop(name) for name in _of_configs if name in DatasetCatalog}
+    try:
+        yield
+        for name, function in before.items():
+            if _file_of(DatasetCatalog.setdefault(name, function)) != _file_of(function):
+                raise BadInput(
+                    f"{path}: registers the data set {name!r}, as {_file_of(function)} does: give "
+                    "one of them another name"
+                )
+    finally:
+        for name in set(DatasetCatalog) - of_others:
+            _of_configs[name] = DatasetCatalog[name]
+        DatasetCatalog.update({k: f for k, f in before.items() if k not in DatasetCatalog})
+
+
+def _file_of(function):
+    """The file that a registered function was written in; None where Python does not tell."""
+    function = getattr(function, "function", function)  # of a checked source
+    return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
 def _check_spelling(node, known, where):

@@ -1,11 +1,17 @@
 """From the data set nodes of a config to checked dataset dicts and loaders."""
 
 import inspect
+import logging
 import os
+import re
 
 from detectron2.config import instantiate
-from detectron2.data import MapDataset, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.data import DatasetCatalog, MapDataset, MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    PascalVOCDetectionEvaluator,
+    RotatedCOCOEvaluator,
+)
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import ListConfig, OmegaConf
@@ -17,17 +23,30 @@ from .data.check import (
     check_num_classes,
     check_same_classes,
     clean_dicts,
+    report_crowds,
+    report_implausible,
     require_registered,
 )
-from .data.coco_file import read_coco_file
-from .data.evaluated import check_evaluated_boxes, check_evaluated_masks, warn_if_bare
-from .errors import BadInput
+from .data.coco_file import check_metadata, left_out, read_coco_file
+from .data.evaluated import (
+    check_converted,
+    check_evaluated_boxes,
+    check_evaluated_masks,
+    warn_if_bare,
+)
+from .data.images import makes_8_bits
+from .data.records import check_at_source, readable_records
+from .errors import BadInput, printable
 from .interruption import LoaderSignals, SignalSafeLoader
 from .loader import ReadOrName, is_detectron2s
+
+logger = logging.getLogger(__name__)
 
 
 def dataset_names(node):
     """Registered names of a ``get_detection_dataset_dicts`` node, registering them if it does so.
+
+    From then on Detectron2 gets their records as :mod:`sampling_free.data.records` checks them.
 
     Args:
         node (DictConfig): "names" is a name, a list of names, or a call that returns one; a node
@@ -39,10 +58,12 @@ def dataset_names(node):
     names = instantiate(node.get("names", None)) or []
     names = [names] if isinstance(names, str) else list(names)
     require_registered(names)
+    for name in names:
+        check_at_source(name)
     return names
 
 
-def load_dataset(node, model_node=None, is_train=True):
+def load_dataset(node, model_node=None, is_train=True, tests=()):
     """Instantiates and checks a data set.
 
     Args:
@@ -50,32 +71,31 @@ def load_dataset(node, model_node=None, is_train=True):
         model_node (DictConfig): its class count, if it has any, must fit the annotations;
             None checks nothing.
         is_train (bool): check the annotations too; evaluators read test sets on their own.
+        tests (sequence[DictConfig]): loaders of test sets, whose data are loaded too and compared
+            with these, before either are with the model.
 
     Returns:
         list[dict]: of a training set without boxes that are malformed.
 
     Raises:
         BadInput: for an unknown name, a missing folder or file, a class count that does not fit,
-            or a mistake in an annotation file, which it names.
+            or a mistake in an annotation file or a record, which it names.
     """
     names = dataset_names(node)
     label = ", ".join(names) or str(node.get("_target_", "data set"))
     for name in names:
-        if MetadataCatalog.get(name).get("evaluator_type") == "coco" and _coco_file(name):
-            read_coco_file(_coco_file(name))
-    try:
-        dicts = instantiate(node)
-    except FileNotFoundError as e:
-        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-        raise BadInput(
-            f"data set {label}: {e.filename} is missing; data are looked for under "
-            f"$DETECTRON2_DATASETS, now {root!r}"
-        ) from None
-    except AssertionError as e:  # Detectron2's way to say that nothing is left
-        raise BadInput(
-            f"data set {label}: {e} No image has an object that is no crowd: check its split and "
-            f"its annotations in {_where(names)}"
-        ) from None
+        path = _coco_file(name)
+        if path and MetadataCatalog.get(name).get("evaluator_type") == "coco":
+            check_metadata(read_coco_file(path), path, name)
+    dicts = _instantiated(node, names, label)
+    if isinstance(dicts, list):
+        if is_train and names and not any(d.get("annotations") for d in dicts):
+            raise _nothing_left(names, label)
+        report_implausible(dicts, f"data set {label!r}")
+    for test in tests:
+        found, called = load_dataset(test.dataset, is_train=False), dataset_names(test.dataset)
+        check_test_classes(node, test.dataset)
+        check_image_files(found, instantiate(test.mapper), ", ".join(called))
     key, num_classes = _class_count(model_node)
     classes = _classes(names)
     if not is_train:
@@ -83,9 +103,63 @@ def load_dataset(node, model_node=None, is_train=True):
         if num_classes is not None:
             check_num_classes(num_classes, classes, label, key)
         return dicts
+    if isinstance(dicts, list):
+        report_crowds(dicts, f"data set {label!r}")
     if num_classes is None:
         return clean_dicts(dicts, label) if isinstance(dicts, list) else dicts
-    return check_dataset(dicts, num_classes, classes, label, key)
+    dicts = check_dataset(dicts, num_classes, classes, label, key)
+    for test in (dataset_names(test.dataset) for test in tests):
+        check_num_classes(num_classes, _classes(test), ", ".join(test), key)
+    return dicts
+
+
+def _instantiated(node, names, label):
+    """The dicts that a node gives, readable by Detectron2; whatever it raises becomes a line."""
+    try:
+        dicts = instantiate(node)
+    except BadInput:
+        raise
+    except FileNotFoundError as e:
+        root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+        raise BadInput(
+            f"data set {label}: {e.filename} is missing; data are looked for under "
+            f"$DETECTRON2_DATASETS, now {root!r}"
+        ) from None
+    except Exception as e:  # of Detectron2, or of somebody's own function
+        if isinstance(e, AssertionError) and "No valid data found" in str(e):
+            raise _nothing_left(names, label) from None
+        for name in names[1:]:
+            _check_same_list(names[0], name)
+        raise BadInput(f"data set {label}: cannot be loaded ({type(e).__name__}: {e})") from e
+    if names or not isinstance(dicts, list):
+        return dicts
+    return readable_records(dicts, f"data set {label!r}")
+
+
+def _check_same_list(first, second):
+    ours, theirs = _classes([first]), _classes([second])
+    if ours != theirs:
+        raise BadInput(
+            f"data sets {first!r} and {second!r} have other classes ({', '.join(ours or [])}; "
+            f"{', '.join(theirs or [])}): give all the same list"
+        )
+
+
+def _nothing_left(names, label):
+    """The error for a data set of which Detectron2 has taken out every image."""
+    why = []
+    for name in names:
+        if _coco_file(name):
+            why += left_out(read_coco_file(_coco_file(name)))
+        else:
+            records = DatasetCatalog.get(name)
+            crowds = [bool(a.get("iscrowd", 0)) for d in records for a in d.get("annotations", [])]
+            if any(crowds):
+                why.append(f"{sum(crowds)} of {len(crowds)} annotations are crowds (iscrowd=1)")
+    reason = "; ".join(why) or "check its split and its annotations"
+    return BadInput(
+        f"data set {label}: No image has an object that is no crowd: {reason} (in {_where(names)})"
+    )
 
 
 def _coco_file(name):
@@ -129,8 +203,11 @@ def check_ground_truth(evaluator_node, model_node):
         BadInput: names the annotation that is in the way.
     """
     for node in coco_evaluators(evaluator_node):
-        path = _coco_file(instantiate(node.dataset_name))
-        if path:
+        name = instantiate(node.dataset_name)
+        path = _coco_file(name)
+        if not path:
+            check_converted(name, issubclass(target_of(node), RotatedCOCOEvaluator))
+        else:
             content = read_coco_file(path)
             check_evaluated_boxes(content, path)
             if _has_mask_head(model_node) and "segm" in (node.get("tasks") or ["segm"]):
@@ -172,6 +249,41 @@ def check_training_masks(dicts, mapper, model_node, label):
             "the model has a mask head, but dataloader.train.mapper.use_instance_mask=False: set it"
         )
     check_masks(dicts, label)
+
+
+def check_image_files(dicts, mapper, label, unreadable="stop"):
+    """Makes sure that the images of a data set are there, before a training of days meets one.
+
+    Args:
+        dicts (list[dict]): of :func:`load_dataset`.
+        mapper (callable): of one's own, it may take images from wherever it likes.
+        label (str): what a message calls the data set.
+        unreadable (str): with "skip" there is only a warning.
+
+    Raises:
+        BadInput: counts those that are missing, and names one.
+    """
+    if not isinstance(dicts, list) or not makes_8_bits(mapper):
+        return
+    for number, record in enumerate(dicts):
+        if not isinstance(record.get("file_name"), (str, os.PathLike)):
+            raise BadInput(
+                f"data set {label!r}: entry {number} has file_name={record.get('file_name')!r}; "
+                "give the path of its image"
+            )
+    paths = [os.fspath(record["file_name"]) for record in dicts]
+    missing = [p for p in paths if not re.match(r"\w+://", p) and not os.path.exists(p)]
+    if not missing:
+        return
+    line = f"data set {label!r}: {len(missing)} of its {len(paths)} image files are not there, "
+    line += f"such as {missing[0]}; "
+    if "\\" in missing[0]:
+        line += "its name has the separators of Windows: write / in place of \\"
+    else:
+        line += "correct the names or the folder, or leave these images out"
+    if unreadable != "skip":
+        raise BadInput(line)
+    logger.warning(printable(line))
 
 
 def num_classes_of(model_node):

@@ -6,6 +6,7 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import (
@@ -25,13 +26,14 @@ from .baselines.fcos import losses_in_float32
 from .checkpoint import NamingCheckpointer, load_trained
 from .datasets import (
     check_ground_truth,
-    check_test_classes,
+    check_image_files,
     check_training_masks,
     dataset_names,
     evaluators_of,
     instantiate_with,
     load_dataset,
     require_image_id,
+    target_of,
     test_loader,
 )
 from .errors import BadInput, require_writable_folder
@@ -46,6 +48,7 @@ from .hooks import (
     StatefulBestCheckpointer,
 )
 from .json_file import write_json
+from .loader import ReadOrName
 from .lr_scaling import scale_learning_rates
 from .metrics_file import StrictJSONWriter
 from .monitor import ImbalanceMonitor
@@ -76,11 +79,16 @@ class LazyTrainer(ResumableTrainer):
             # otherwise, so that a resumed run would differ in the last bit.
             torch.jit.set_fusion_strategy([])
         require_writable_folder("train.output_dir", cfg.train.output_dir)
-        train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model)
-        self.check_evaluation(cfg, cfg.dataloader.train.dataset)
+        # A mistake in what is evaluated is to be known before the training.
+        sets = each_test_set(cfg).values() if cfg.dataloader.get("evaluator") else ()
+        tests = [one.dataloader.test for one in sets]
+        train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model, tests=tests)
+        self.check_evaluation(cfg)
         names = dataset_names(cfg.dataloader.train.dataset)
         self.mapper = instantiate(cfg.dataloader.train.mapper)
         check_training_masks(train_dicts, self.mapper, cfg.model, ", ".join(names))
+        unreadable = cfg.dataloader.train.get("unreadable", "stop")
+        check_image_files(train_dicts, self.mapper, ", ".join(names), unreadable)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -136,7 +144,10 @@ class LazyTrainer(ResumableTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg, dataset, mapper):
-        return instantiate_with(cfg.dataloader.train, dataset=dataset, mapper=mapper)
+        node = cfg.dataloader.train
+        if target_of(node) is build_detection_train_loader:  # the one here does so by itself
+            mapper = ReadOrName(mapper)
+        return instantiate_with(node, dataset=dataset, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg):
@@ -144,23 +155,19 @@ class LazyTrainer(ResumableTrainer):
         return built_evaluators(cfg)
 
     @classmethod
-    def check_evaluation(cls, cfg, train_dataset=None):
+    def check_evaluation(cls, cfg):
         """Builds the evaluators of all test sets and drops them, for mistakes to be known now.
 
         Args:
             cfg (DictConfig): without an evaluator nothing is checked.
-            train_dataset (DictConfig or None): of the set that is trained on; its classes are to
-                be those of the test sets.
 
         Raises:
-            BadInput
+            BadInput: one cannot be built, or could not measure.
         """
         if not cfg.dataloader.get("evaluator"):
             return
         for one in each_test_set(cfg).values():
             require_image_id(test_loader(one.dataloader.test, cfg.model), one.dataloader)
-            if train_dataset is not None:
-                check_test_classes(train_dataset, one.dataloader.test.dataset)
             cls.build_evaluator(one)
             check_ground_truth(one.dataloader.evaluator, cfg.model)  # what was converted to COCO's
 

@@ -10,6 +10,7 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer, PeriodicCheckpointer, PeriodicWriter
+from detectron2.utils.logger import log_first_n
 
 from . import best_threshold
 from .datasets import dataset_names, load_dataset
@@ -21,6 +22,18 @@ logger = logging.getLogger(__name__)
 
 class StatefulBestCheckpointer(BestCheckpointer):
     """Detectron2's, but a resumed run remembers the best score so far, if it is of its metric."""
+
+    def _best_checking(self):
+        value, _ = self.trainer.storage.latest().get(self._val_metric, (0, 0))
+        if not math.isfinite(value):
+            log_first_n(
+                logging.WARNING,
+                f"train.best_metric={self._val_metric} is {value}, as that of a class is of which "
+                "the evaluated set has no object: no model is the best by it; choose another",
+                name=__name__,
+                key="message",
+            )
+        super()._best_checking()
 
     def state_dict(self):
         best = self.best_metric, self.best_iter

@@ -19,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import Dataset
 
+from .data.images import makes_8_bits, require_8_bits
 from .errors import BadInput
 from .interruption import LoaderSignals, SignalSafeLoader
 from .views import seeded
@@ -27,7 +28,12 @@ logger = logging.getLogger(__name__)
 
 # What a file that is no sound image raises in Pillow or, of another size, in Detectron2.
 BROKEN_IMAGE = OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
-MAY_HAVE_16_BITS = (".png", ".tif", ".tiff", ".pgm")
+# Where the name of a package is not that of its module.
+PACKAGES = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+
+
+class UnreadableImage(BadInput):
+    """An image that a mapper cannot read: one line that names it."""
 
 
 def build_replayable_train_loader(
@@ -96,6 +102,9 @@ def _check_masks(dataset, is_polygon):
         elif is_polygon and any(isinstance(a.get("segmentation"), dict) for a in objects):
             fault = "the masks are run lengths; set "
             fault += "dataloader.train.mapper.instance_mask_format=bitmask (INPUT.MASK_FORMAT)"
+        elif not all(isinstance(a.get("segmentation", []), (list, dict)) for a in objects):
+            fault = "a mask is neither polygons nor run lengths; give it as one of them, or set "
+            fault += "dataloader.train.mapper.use_instance_mask=False"
         if fault:
             raise BadInput(f"{record.get('file_name')}: {fault}")
 
@@ -180,9 +189,10 @@ class _SeededDataset(Dataset):
                     mapped = self.mapper(self.dicts[candidate])
                 if mapped is not None:  # a mapper's way to leave an image out, as in Detectron2
                     return mapped
-            except BadInput as e:
+            except UnreadableImage as e:
                 if self.unreadable == "stop":
-                    raise BadInput(f"{e}, or set dataloader.train.unreadable=skip") from None
+                    way_out = "or set dataloader.train.unreadable=skip"
+                    raise UnreadableImage(f"{e}, {way_out}") from None
                 if not self.warned[candidate]:
                     self.warned[candidate] = 1
                     so_far = f"{int(self.warned.sum())} of {len(self.dicts)}"
@@ -195,18 +205,24 @@ class ReadOrName:
 
     def __init__(self, mapper):
         self.mapper = mapper
-        self.makes_8_bits = is_detectron2s(mapper) and mapper.image_format in ("BGR", "RGB")
+        self.makes_8_bits = makes_8_bits(mapper)
 
     def __call__(self, record):
         try:
             if self.makes_8_bits:
-                _require_8_bits(record["file_name"])
+                require_8_bits(record["file_name"])
             return self.mapper(record)
+        except ModuleNotFoundError as e:  # fvcore's crop of polygons wants shapely
+            module = str(e.name).split(".")[0]
+            raise BadInput(
+                f"the mapper needs {module}, which is not installed: "
+                f"pip install {PACKAGES.get(module, module)}"
+            ) from e
         except (*BROKEN_IMAGE, RuntimeError) as e:
             # A RuntimeError is Pillow's for a broken AVIF, and anybody's for anything.
             if isinstance(e, RuntimeError) and not _is_broken(record.get("file_name")):
                 raise
-            raise BadInput(
+            raise UnreadableImage(
                 f"{record.get('file_name')}: cannot be read ({type(e).__name__}: {e}); "
                 "mend or remove it"
             ) from e
@@ -222,13 +238,3 @@ def _is_broken(path):
     except (*BROKEN_IMAGE, RuntimeError):
         return True
     return False
-
-
-def _require_8_bits(path):
-    """Raises ValueError for an image of 16 bits, of which Pillow makes a nearly white one."""
-    if str(path).lower().endswith(MAY_HAVE_16_BITS):
-        with PathManager.open(path, "rb") as f, Image.open(f) as image:
-            if image.mode.startswith(("I", "F")):
-                low, high = image.getextrema()
-                if not (low >= 0 and high <= 255):
-                    raise ValueError(f"values from {low:g} to {high:g}; scale them to 0 to 255")

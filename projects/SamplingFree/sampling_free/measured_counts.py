@@ -21,7 +21,7 @@ from .agreement import caught, raised
 from .assignment import assignment_of
 from .counting import LabelTally
 from .errors import BadInput
-from .loader import ReplayableLoader
+from .loader import ReadOrName, ReplayableLoader
 from .views import seeded
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ def _parts(loader):
     images = inner.dataset if isinstance(inner, DataLoader) else None
     if isinstance(images, ToIterableDataset) and isinstance(images.dataset, MapDataset):
         mapped = images.dataset
-        return getattr(mapped._map_func, "_obj", mapped._map_func), images.sampler, mapped._dataset
+        mapper = getattr(mapped._map_func, "_obj", mapped._map_func)
+        mapper = mapper.mapper if isinstance(mapper, ReadOrName) else mapper
+        return mapper, images.sampler, mapped._dataset
     raise Uncountable(f"its loader, {_name(loader)}, is none of Detectron2's")
 
 

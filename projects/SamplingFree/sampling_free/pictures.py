@@ -3,6 +3,7 @@
 Legend: images are (H, W, 3) uint8, RGB; boxes are (N, 4) x0, y0, x1, y1 in pixels of the image.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
+
+from .errors import BadInput
+from .loader import ReadOrName
+
+logger = logging.getLogger(__name__)
 
 # Pixels of the shorter side from which labels are legible; smaller images are drawn enlarged.
 MIN_SIDE = 480
@@ -131,11 +137,17 @@ def save_prediction_pictures(
     names = unique_stems([d["file_name"] for d in chosen], taken={"overview"})
     paths, sheets = [], []
     was_training = model.training
+    read = ReadOrName(mapper)
     model.eval()
     try:
         for dataset_dict, name in zip(chosen, names):
+            try:
+                inputs = read(dataset_dict)
+            except BadInput as e:
+                logger.warning(f"No picture: {e}")
+                continue
             with torch.no_grad():
-                instances = model([mapper(dataset_dict)])[0]["instances"]
+                instances = model([inputs])[0]["instances"]
             image = read_image(dataset_dict["file_name"], "RGB")
             sheet = draw_side_by_side(image, dataset_dict, instances, metadata, threshold)
             sheets.append(Image.fromarray(sheet))

@@ -6,7 +6,7 @@ Legend: M annotations of a data set; boxes are XYXY in pixels unless said otherw
 import difflib
 import logging
 from collections import Counter
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,14 @@ from detectron2.utils.logger import log_first_n
 
 from ..errors import BadInput, printable
 from .masks import is_sound_mask
+from .records import called, require_categories
 
 _BOX_LENGTH = {BoxMode.XYXY_ABS: 4, BoxMode.XYWH_ABS: 4, BoxMode.XYWHA_ABS: 5}
 _NUM_NAMED = 3  # files or class names that a message spells out
 # Pixels. Detectron2's mapper drops what is thinner than 1e-5 after resizing, and says nothing.
 _NO_SIDE = 1e-3
+_FAR = 0.1  # of a side of the image: no annotation tool is so far off
+_MANY_CROWDS = 0.1  # of all annotations; COCO has 1 %
 
 
 def clean_dicts(dicts, source, min_size=_NO_SIDE):
@@ -41,6 +44,11 @@ def clean_dicts(dicts, source, min_size=_NO_SIDE):
     Raises:
         BadInput: a size or a "bbox_mode" is none; names the image.
     """
+    return _cleaned(dicts, source, min_size)[0]
+
+
+def _cleaned(dicts, source, min_size=_NO_SIDE):
+    """What ``clean_dicts`` returns, and what it left out."""
     dicts = [_with_whole_size(record, source) for record in dicts]
     found = iter(_faults(dicts, source, min_size))
     cleaned, counts, files = [], Counter(), []
@@ -49,16 +57,22 @@ def clean_dicts(dicts, source, min_size=_NO_SIDE):
         faults = [next(found) for _ in annotations or ()]
         if any(faults):
             counts.update(f for f in faults if f)
-            files.append(Path(str(record.get("file_name", record.get("image_id", "?")))).name)
+            files.append(Path(str(called(record))).name)
             kept = [a for a, fault in zip(annotations, faults) if not fault]
             record = {**record, "annotations": kept}
         cleaned.append(record)
     if files:
-        what = ", ".join(f"{counts[fault]} {fault}" for fault in sorted(counts))
-        message = f"{source}: skipped {sum(counts.values())} boxes ({what}) in {_shortened(files)}"
-        message = printable(message)
-        log_first_n(logging.WARNING, message, name=__name__, key="message")
-    return cleaned
+        _warn(f"{source}: skipped {_counted(counts)} in {_shortened(files)}")
+    return cleaned, counts
+
+
+def _counted(counts):
+    what = ", ".join(f"{counts[fault]} {fault}" for fault in sorted(counts))
+    return f"{sum(counts.values())} boxes ({what})"
+
+
+def _warn(message, level=logging.WARNING):
+    log_first_n(level, printable(message), name=__name__, key="message")
 
 
 def _with_whole_size(record, source):
@@ -66,7 +80,7 @@ def _with_whole_size(record, source):
     size = {side: record[side] for side in ("width", "height") if side in record}
     for side, value in size.items():
         if not isinstance(value, Real) or not value >= 1 or value % 1:
-            where = record.get("file_name", record.get("image_id"))
+            where = called(record)
             raise BadInput(
                 f"{source}: {side}={value!r} of {where}: give a whole number of pixels from 1 up"
             )
@@ -76,36 +90,138 @@ def _with_whole_size(record, source):
 
 def _faults(dicts, source, min_size):
     """What is wrong with each of the M annotations, in order: a few words, or "" for nothing."""
-    pairs = [(d, a) for d in dicts for a in d.get("annotations") or ()]
-    boxes = np.full((len(pairs), 4), np.nan)
-    by_mode = {mode: [] for mode in _BOX_LENGTH}
-    for i, (record, annotation) in enumerate(pairs):
-        mode = annotation.get("bbox_mode")
-        if mode not in by_mode:
-            where = record.get("file_name", record.get("image_id"))
-            names = ", ".join(m.name for m in _BOX_LENGTH)
-            raise BadInput(f"{source}: bbox_mode={mode} in {where}: give one of {names}")
-        if _is_numbers(annotation.get("bbox"), _BOX_LENGTH[mode]):
-            by_mode[mode].append(i)
-    for mode, rows in by_mode.items():  # all at once: a conversion per box takes long on COCO
-        if rows:
-            given = np.array([pairs[i][1]["bbox"] for i in rows], dtype=np.float64)
-            boxes[rows] = BoxMode.convert(given, mode, BoxMode.XYXY_ABS)
-    size = [(d.get("width", np.inf), d.get("height", np.inf)) for d, _ in pairs]
-    size = np.array(size, dtype=np.float64).reshape(-1, 2)
-
+    pairs = _pairs(dicts)
+    boxes, is_box = _upright(pairs, source)
     finite = np.isfinite(boxes).all(axis=1)
     with np.errstate(invalid="ignore"):
         area = (boxes[:, 2:] - boxes[:, :2] > min_size).all(axis=1)
-        seen = np.minimum(boxes[:, 2:], size) - np.maximum(boxes[:, :2], 0)
+        seen = np.minimum(boxes[:, 2:], _sizes(pairs)) - np.maximum(boxes[:, :2], 0)
         inside = (seen > _NO_SIDE).all(axis=1)
     masked = np.array([_has_sound_mask(record, a) for record, a in pairs], dtype=bool)
     names = np.select(
-        [~finite, ~area, ~inside, ~masked],
-        ["not finite", "of no area", "outside the image", "of a broken mask"],
+        [~is_box, ~finite, ~area, ~inside, ~masked],
+        ["not 4 numbers", "not finite", "of no area", "outside the image", "of a broken mask"],
         "",
     )
     return names.tolist()
+
+
+def _pairs(dicts):
+    """Each annotation, with its record in front."""
+    return [(d, a) for d in dicts for a in d.get("annotations") or ()]
+
+
+def _upright(pairs, source):
+    """Boxes (M, 4) as XYXY, NaN where there is none; and which are boxes, (M,) bool."""
+    boxes = np.full((len(pairs), 4), np.nan)
+    is_box = np.zeros(len(pairs), dtype=bool)
+    for mode, rows, given in _by_mode(pairs, source):
+        boxes[rows] = BoxMode.convert(given, mode, BoxMode.XYXY_ABS)
+        is_box[rows] = True
+    return boxes, is_box
+
+
+def _by_mode(pairs, source):
+    """Mode, numbers of the annotations and boxes as given, (m, 4 or 5), for each mode in use.
+
+    All at once, as a conversion per box takes long on COCO.
+    """
+    rows = {mode: [] for mode in _BOX_LENGTH}
+    for i, (record, annotation) in enumerate(pairs):
+        mode = annotation.get("bbox_mode")
+        if not isinstance(mode, Integral) or mode not in rows:
+            names = ", ".join(m.name for m in _BOX_LENGTH)
+            raise BadInput(f"{source}: bbox_mode={mode} in {called(record)}: give one of {names}")
+        if _is_numbers(annotation.get("bbox"), _BOX_LENGTH[mode]):
+            rows[mode].append(i)
+    return [
+        (mode, found, np.array([pairs[i][1]["bbox"] for i in found], dtype=np.float64))
+        for mode, found in rows.items()
+        if found
+    ]
+
+
+def _sizes(pairs):
+    """Width and height (M, 2) of the image of each annotation; infinite where it is not known."""
+    sizes = [(d.get("width", np.inf), d.get("height", np.inf)) for d, _ in pairs]
+    return np.array(sizes, dtype=np.float64).reshape(-1, 2)
+
+
+def require_pixels(dicts, source):
+    """Makes sure that boxes are no fractions of the image.
+
+    Args:
+        dicts (list[dict]): Detectron2's dataset dicts.
+        source (str): what the message calls the data set.
+
+    Raises:
+        BadInput: all boxes lie in [0, 1].
+    """
+    pairs = _pairs(dicts)
+    given = [boxes[:, :4] for _, _, boxes in _by_mode(pairs, source)]
+    if given and _sizes(pairs).max() > 2 and max(np.abs(x).max() for x in given) <= 1:
+        raise BadInput(
+            f"{source}: all {sum(map(len, given))} boxes lie in [0, 1], as fractions of the image "
+            "do; multiply them by its width and height: coordinates have to be pixels"
+        )
+
+
+def report_implausible(dicts, source):
+    """Says in one line each what Detectron2 reads, and what can hardly be meant so.
+
+    Args:
+        dicts (list[dict]): Detectron2's dataset dicts.
+        source (str): what the lines call the data set.
+
+    Raises:
+        BadInput: as :func:`require_pixels`.
+    """
+    require_pixels(dicts, source)
+    pairs = [x for x in _pairs(dicts) if not x[1].get("iscrowd", 0)]
+    boxes, _ = _upright(pairs, source)
+    sizes = _sizes(pairs)
+    with np.errstate(invalid="ignore"):
+        over = np.maximum(boxes[:, 2:] - sizes, -boxes[:, :2]) / sizes
+        is_far = (over > _FAR).any(axis=1)
+    if is_far.any():
+        first = pairs[np.flatnonzero(is_far)[0]][0]
+        _warn(
+            f"{source}: {is_far.sum()} of {len(pairs)} boxes reach well beyond the image, such as "
+            f"in {called(first)}, and are cut at its edge{_mixed_up(pairs, sizes)}"
+        )
+    rotated = sum(a["bbox_mode"] == BoxMode.XYWHA_ABS for _, a in pairs)
+    if rotated:
+        _warn(
+            f"{source}: {rotated} of {len(pairs)} boxes are rotated (XYWHA_ABS); Detectron2's own "
+            "mapper takes the upright rectangle around each"
+        )
+
+
+def _mixed_up(pairs, sizes):
+    """A hint where boxes given as x, y, width, height are x0, y0, x1, y1 all of them."""
+    if any(a["bbox_mode"] != BoxMode.XYWH_ABS for _, a in pairs):
+        return ""
+    given = np.array([a["bbox"] for _, a in pairs if _is_numbers(a.get("bbox"), 4)], np.float64)
+    if len(given) < len(pairs) or not (given[:, 2:] > given[:, :2]).all():
+        return ""
+    if (given[:, 2:] > sizes + 1).any():
+        return ""
+    return "; all would lie inside as corners: give width and height in place of x1 and y1"
+
+
+def report_crowds(dicts, source):
+    """Says how many annotations are crowds, as a warning where they are many.
+
+    Args: as of :func:`report_implausible`.
+    """
+    is_crowd = [bool(a.get("iscrowd", 0)) for _, a in _pairs(dicts)]
+    if any(is_crowd):
+        level = logging.WARNING if np.mean(is_crowd) > _MANY_CROWDS else logging.INFO
+        _warn(
+            f"{source}: {sum(is_crowd)} of {len(is_crowd)} annotations are crowds (iscrowd=1), "
+            "which no detector is trained on",
+            level,
+        )
 
 
 def _is_numbers(box, length):
@@ -159,21 +275,13 @@ def check_dataset(dicts, num_classes, thing_classes, name, key="model.num_classe
         BadInput: the class count or a category id does not fit, or no image has an object.
     """
     check_num_classes(num_classes, thing_classes, name, key)
-    dicts = clean_dicts(dicts, name)
-    num_objects = 0
-    for record in dicts:
-        for annotation in record.get("annotations") or ():
-            k = annotation.get("category_id")
-            if not isinstance(k, (int, np.integer)) or not 0 <= k < num_classes:
-                where = record.get("file_name", record.get("image_id"))
-                raise BadInput(
-                    f"data set {name!r}: category_id={k} in {where} is outside "
-                    f"0..{num_classes - 1}: correct the annotation or set {key}"
-                )
-            num_objects += not annotation.get("iscrowd", 0)
-    if num_objects == 0:
+    source = f"data set {name!r}"
+    require_categories(dicts, num_classes, source, thing_classes, key)
+    dicts, skipped = _cleaned(dicts, name)
+    if all(a.get("iscrowd", 0) for _, a in _pairs(dicts)):
+        why = f"skipped were {_counted(skipped)}; " if skipped else ""
         raise BadInput(
-            f"data set {name!r}: none of its {len(dicts)} images has an annotated object: "
+            f"{source}: none of its {len(dicts)} images has an annotated object: {why}"
             "check its split and its annotation files"
         )
     return dicts
@@ -192,32 +300,36 @@ def check_masks(dicts, name):
     for record in dicts:
         for annotation in record.get("annotations") or ():
             if not annotation.get("iscrowd", 0) and not annotation.get("segmentation"):
-                where = record.get("file_name", record.get("image_id"))
                 raise BadInput(
-                    f"data set {name!r}: an object in {where} has no segmentation, which the mask "
-                    "head needs; add it, or take a detector of boxes"
+                    f"data set {name!r}: an object in {called(record)} has no segmentation, which "
+                    "the mask head needs; add it, or take a detector of boxes"
                 )
 
 
-def check_same_classes(train, test):
+def check_same_classes(first, second):
     """Make sure that the data sets of a config count their classes alike.
 
     Args:
-        train, test (tuple[str, sequence[str] or None]): registered name and class names.
+        first, second (tuple[str, sequence[str] or None]): registered name and class names.
 
     Raises:
-        BadInput: they have the same classes in another order, so that each would be taken for
-            another. Of other names there is only a warning: they may be other words.
+        BadInput: they have other numbers of classes, or the same classes in another order, so that
+            each would be taken for another. Of other names there is only a warning: they may be
+            other words.
     """
-    (train_name, ours), (test_name, theirs) = train, test
+    (first_name, ours), (second_name, theirs) = first, second
     if not ours or not theirs or list(ours) == list(theirs):
         return
-    both = f"data sets {train_name!r} and {test_name!r}"
+    both = f"data sets {first_name!r} and {second_name!r}"
+    if len(ours) != len(theirs):
+        raise BadInput(
+            f"{both} have {len(ours)} classes ({_shortened(ours)}) and {len(theirs)} "
+            f"({_shortened(theirs)}): give both the same"
+        )
     lists = f"{_shortened(ours)}; {_shortened(theirs)}"
     if sorted(ours) == sorted(theirs):
         raise BadInput(f"{both} have the same classes in another order ({lists}); give both one")
-    message = f"{both} call their classes differently ({lists}); they are compared by position"
-    log_first_n(logging.WARNING, message, name=__name__, key="message")
+    _warn(f"{both} call their classes differently ({lists}); they are compared by position")
 
 
 def require_registered(names):
@@ -233,8 +345,12 @@ def require_registered(names):
         if name not in DatasetCatalog:
             known = sorted(DatasetCatalog.list())
             close = difflib.get_close_matches(name, known, n=_NUM_NAMED, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else "register it"
-            raise BadInput(f"unknown data set {name!r}: {hint} ({len(known)} are registered)")
+            hint = f"did you mean {' or '.join(close)}? If not, " if close else ""
+            raise BadInput(
+                f"unknown data set {name!r}: {hint}register it: in the LazyConfig, or, for a YAML "
+                "config, in a Python file with setup_environment() that the environment variable "
+                f"DETECTRON2_ENV_MODULE names ({len(known)} are registered)"
+            )
 
 
 def _shortened(names):

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from numbers import Integral, Real
 
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..errors import BadInput
@@ -17,19 +18,19 @@ from ..errors import BadInput
 _MOST_RUN = 2**32 - 1  # pycocotools' largest run length
 
 
-def _is_id(value):
+def is_id(value):
     return isinstance(value, (Integral, str)) or isinstance(value, float) and value.is_integer()
 
 
 def _is_side(value):
-    return _is_id(value) and not isinstance(value, str) and value >= 1
+    return is_id(value) and not isinstance(value, str) and value >= 1
 
 
 def _is_text(value):
     return isinstance(value, str)
 
 
-_ID, _TEXT = (_is_id, "a whole number or text"), (_is_text, "text")
+_ID, _TEXT = (is_id, "a whole number or text"), (_is_text, "text")
 _SIDE = _is_side, "a whole number of pixels from 1 up"
 # What Detectron2 reads of each entry: a test, and what to give where it fails.
 _KEYS = {
@@ -67,8 +68,9 @@ def read_coco_file(path):
             _check_entries(content.get(key), path, key, wanted)
     _check_names(content["categories"], path)
     known = {category["id"] for category in content["categories"]}
+    is_text = _is_text(content["images"][0]["id"])
     for annotation in content.get("annotations", []):
-        fault = _fault(annotation, known)
+        fault = _fault(annotation, known, is_text)
         if fault:
             raise BadInput(f"{path}: {called(annotation)} has {fault}; correct or remove it")
     return content
@@ -121,8 +123,61 @@ def _check_names(categories, path):
             raise BadInput(f"{path}: categories {same} are all called {name!r}; rename all but one")
 
 
-def _fault(annotation, known):
+def check_metadata(content, path, name):
+    """Makes sure that the catalog does not tell other classes of a data set than its file.
+
+    Args:
+        content (dict): of :func:`read_coco_file`.
+        path (str): of that file.
+        name (str): of the data set.
+
+    Raises:
+        BadInput: shows both.
+    """
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    told = {
+        "thing_classes": [category["name"] for category in categories],
+        "thing_dataset_id_to_contiguous_id": {c["id"]: k for k, c in enumerate(categories)},
+    }
+    for key, of_file in told.items():
+        by_hand = MetadataCatalog.get(name).get(key, of_file)
+        if by_hand != of_file:
+            raise BadInput(
+                f"data set {name!r}: {key} is set to {by_hand}, but by {path} it is {of_file}: "
+                "leave it out, or change the categories in the file"
+            )
+
+
+def left_out(content):
+    """What Detectron2 does not take from a file, and what no detector is trained on.
+
+    Args:
+        content (dict): of :func:`read_coco_file`.
+
+    Returns:
+        list[str]: how many annotations, and why.
+    """
+    annotations = content.get("annotations", [])
+    ids = {image["id"] for image in content["images"]}
+    counts = {
+        "are of no image of the file": sum(a["image_id"] not in ids for a in annotations),
+        "are crowds (iscrowd=1)": sum(bool(a.get("iscrowd", 0)) for a in annotations),
+        "have a 'segmentation' without a polygon of three points: remove that key, which a "
+        "detector of boxes does not need": sum(map(_is_unfinished, annotations)),
+    }
+    return [f"{n} of {len(annotations)} annotations {why}" for why, n in counts.items() if n]
+
+
+def _is_unfinished(annotation):
+    mask = annotation.get("segmentation")
+    return isinstance(mask, list) and bool(mask) and all(len(p) < 6 or len(p) % 2 for p in mask)
+
+
+def _fault(annotation, known, has_text_ids):
     """What makes an annotation unreadable; None if Detectron2 reads it, or skips it and says so."""
+    if _is_text(annotation["image_id"]) != has_text_ids:
+        kind = "text" if has_text_ids else "numbers"
+        return f"image_id={annotation['image_id']!r}, which is the id of no image: those are {kind}"
     if annotation["category_id"] not in known:
         return f"category_id={annotation['category_id']!r}, which is the id of no category"
     if annotation.get("iscrowd", 0) not in (0, 1):

@@ -9,15 +9,20 @@ import logging
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from numbers import Real
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
 from ..errors import BadInput
-from .coco_file import called
+from .coco_file import called, is_id
 from .masks import is_sound_mask
+from .records import called as called_image
+from .records import is_flat
 
 _VOC = "Detectron2's PascalVOCDetectionEvaluator"
 _NO_VOC = (
@@ -60,7 +65,9 @@ def check_evaluated_masks(content, path):
     Args, Raises: as of :func:`check_evaluated_boxes`.
     """
     for annotation in content.get("annotations", []):
-        if not is_sound_mask(annotation.get("segmentation")):
+        mask = annotation.get("segmentation")
+        is_of_pairs = isinstance(mask, list) and not all(map(is_flat, mask))
+        if is_of_pairs or not is_sound_mask(mask):
             raise BadInput(
                 f"{path}: {called(annotation)} has no sound 'segmentation', which the evaluation "
                 "of masks needs; correct or remove it"
@@ -94,6 +101,72 @@ def check_evaluated_voc(evaluator):
             raise BadInput(
                 f"{path}: {_voc_fault(path) or e}, which {_VOC} needs; correct it; {_NO_VOC}"
             ) from None
+
+
+def check_converted(name, is_rotated=False):
+    """Makes sure that Detectron2 can write the COCO file of a data set that has none.
+
+    Args:
+        name (str): registered; checked as :mod:`.records` does.
+        is_rotated (bool): the evaluator takes rotated boxes.
+
+    Raises:
+        BadInput: names the data set, and the image where it is one.
+    """
+    where = f"data set {name!r}"
+    if not MetadataCatalog.get(name).get("thing_classes"):
+        raise BadInput(
+            f"{where}: has no class names, which the evaluation needs; where it is registered, "
+            f"write MetadataCatalog.get({name!r}).thing_classes = [...]"
+        )
+    records = DatasetCatalog.get(name)
+    _check_image_ids([record.get("image_id") for record in records], where)
+    for record in records:
+        fault = _record_fault(record)
+        for annotation in record.get("annotations") or ():
+            fault = fault or _annotation_fault(annotation, is_rotated)
+        if fault:
+            raise BadInput(
+                f"{where}: {called_image(record)} has {fault}, which an evaluation cannot use; "
+                "correct or remove it"
+            )
+
+
+def _check_image_ids(ids, where):
+    for number, image_id in enumerate(ids):
+        if not is_id(image_id):
+            raise BadInput(
+                f"{where}: record {number} has image_id={image_id!r}, by which the evaluation "
+                "finds its image; give each a whole number or text of its own"
+            )
+    (common, count), *_ = Counter(ids).most_common(1)
+    if count > 1:
+        raise BadInput(
+            f"{where}: {count} of its {len(ids)} images have image_id={common!r}; give each one "
+            "of its own"
+        )
+    if len({isinstance(i, str) for i in ids}) > 1:
+        raise BadInput(f"{where}: some image_id are numbers and some text; take one kind")
+
+
+def _record_fault(record):
+    missing = [key for key in ("file_name", "width", "height") if record.get(key) is None]
+    return f"no {missing[0]!r}" if missing else None
+
+
+def _annotation_fault(annotation, is_rotated):
+    mode = annotation.get("bbox_mode")
+    if mode == BoxMode.XYWHA_ABS and not is_rotated:
+        return "a rotated box (XYWHA_ABS)"
+    box, mask = annotation.get("bbox"), annotation.get("segmentation")
+    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS):
+        return f"bbox_mode={mode}"
+    length = 5 if mode == BoxMode.XYWHA_ABS else 4
+    if not isinstance(box, (list, tuple)) or len(box) != length or not all(map(_is_finite, box)):
+        return f"bbox={box!r}"
+    if mask is not None and (not isinstance(mask, (list, dict)) or not is_sound_mask(mask)):
+        return "a 'segmentation' of neither polygons nor run lengths"
+    return None
 
 
 def warn_if_bare(dicts, name):

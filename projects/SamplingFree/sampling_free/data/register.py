@@ -24,11 +24,12 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.datasets.pascal_voc import load_voc_instances
+from detectron2.structures import BoxMode
 
 from ..errors import BadInput
-from .check import clean_dicts
-from .coco_file import read_coco_file
+from .check import clean_dicts, require_pixels
+from .coco_file import check_metadata, read_coco_file
+from .images import IMAGE_SUFFIXES
 from .synthetic import GENERATOR_VERSION, SETTINGS, class_names, generate, num_images
 
 # A VOC box includes its last pixel, so Detectron2 reads the point xmin == xmax as 1 px wide.
@@ -40,7 +41,8 @@ def register_voc(name, root, split, classes):
 
     Args:
         name (str): the name to register.
-        root (str): the folder with Annotations/*.xml, ImageSets/Main and JPEGImages/*.jpg.
+        root (str): the folder with Annotations/*.xml, ImageSets/Main and JPEGImages/; an image
+            that is no .jpg is found by <filename> in its XML file, or by its name.
         split (str): ImageSets/Main/``split``.txt lists the images.
         classes (sequence[str]): the class names; their order gives the category ids.
 
@@ -121,35 +123,67 @@ def register_synthetic(name, split, setting="easy", root=None, **overrides):
 
 
 def load_voc(folder, split, classes):
-    """The dataset dicts of a VOC-style folder, read by Detectron2, without its malformed boxes."""
+    """The dataset dicts of a VOC-style folder, without its malformed boxes.
+
+    As Detectron2's ``load_voc_instances`` reads it, but images may have any suffix, names may have
+    blanks, and a split may be of one image.
+    """
     folder = Path(folder)
-    ids = _read_split(folder / "ImageSets" / "Main" / f"{split}.txt")
-    try:
-        dicts = load_voc_instances(str(folder), split, classes)
-    except (AttributeError, IndexError, OSError, SyntaxError, TypeError, ValueError) as error:
-        for image_id in ids:  # Detectron2's error names no file, so look for the one at fault
-            _check_voc_xml(folder / "Annotations" / f"{image_id}.xml", classes)
-        raise BadInput(f"{folder}: cannot be read ({type(error).__name__}: {error})") from error
+    names = _read_split(folder / "ImageSets" / "Main" / f"{split}.txt")
+    images = {}
+    for path in sorted((folder / "JPEGImages").iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images.setdefault(path.stem, path)
+    dicts = [_voc_record(folder, name, images, classes) for name in names]
+    require_pixels(dicts, str(folder))
     return clean_dicts(dicts, str(folder), min_size=_VOC_POINT)
 
 
 def _read_split(path):
-    """The image names in a file of ImageSets/Main, as np.loadtxt will read them for Detectron2."""
+    """The image names in a file of ImageSets/Main."""
     try:
         lines = path.read_text().splitlines()
     except ValueError as error:
         raise BadInput(f"{path}: cannot be read ({error}): write it again in UTF-8") from None
     ids = [line.strip() for line in lines if line.strip()]
-    if len(ids) < 2 or any(len(line.split()) > 1 or "#" in line for line in ids):
-        raise BadInput(f"{path}: write one image name per line, and at least two of them")
+    if not ids:
+        raise BadInput(f"{path}: is empty: write one image name per line")
     if len(set(ids)) < len(ids):
         (double, count), *_ = Counter(ids).most_common(1)
         raise BadInput(f"{path}: lists {double} {count} times: take out all but one")
+    for name in ids:
+        if len(name.split()) > 1 and not (path.parents[2] / "Annotations" / f"{name}.xml").exists():
+            raise BadInput(
+                f"{path}: there is no Annotations/{name}.xml: write one image name per line, and "
+                "nothing behind it"
+            )
     return ids
 
 
+def _voc_record(folder, name, images, classes):
+    """The dataset dict of one image; ``images`` has the files by their names without suffix."""
+    root = _check_voc_xml(folder / "Annotations" / f"{name}.xml", classes)
+    path = folder / "JPEGImages" / f"{name}.jpg"
+    if not path.exists():
+        told = path.parent / Path(root.findtext("filename") or "").name
+        path = told if told.suffix and told.is_file() else images.get(name, path)
+    annotations = []
+    for thing in root.findall("object"):
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{side}")) for side in sides)
+        annotations.append(
+            {
+                "category_id": list(classes).index(thing.findtext("name")),
+                "bbox": [x0 - 1, y0 - 1, x1, y1],  # VOC counts pixels from 1, the last included
+                "bbox_mode": BoxMode.XYXY_ABS,
+            }
+        )
+    sizes = {side: int(root.findtext(f"size/{side}")) for side in ("height", "width")}
+    return {"file_name": str(path), "image_id": name, **sizes, "annotations": annotations}
+
+
 def _check_voc_xml(path, classes):
-    """Raise BadInput if Detectron2 cannot read a VOC annotation file."""
+    """The root of a VOC annotation file; BadInput if Detectron2 could not read it."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file: add it or take {path.stem} out of the split")
     try:
@@ -176,6 +210,7 @@ def _check_voc_xml(path, classes):
                 f"{path}: class {text!r} is not in classes={list(classes)}: add it there "
                 "or correct the file"
             )
+    return root
 
 
 def load_coco(json_file, image_root, name):
@@ -183,7 +218,8 @@ def load_coco(json_file, image_root, name):
     try:
         dicts = load_coco_json(str(json_file), str(image_root), name)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-        read_coco_file(str(json_file))  # names the entry at fault, if it finds it
+        content = read_coco_file(str(json_file))  # names the entry at fault, if it finds it
+        check_metadata(content, json_file, name)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BadInput(
             f"{json_file}: not a COCO instances file ({reason}): it needs images, annotations "
