@@ -20,6 +20,9 @@ model.roi_heads.num_classes = 2
 """
 
 
+FAR = "_train': 1 of 9 boxes reach well beyond the image, such as ", "train2.png, and are cut at"
+
+
 def skipped(fault):
     return f"train.json: skipped 1 boxes (1 {fault}) in train2.png"
 
@@ -43,7 +46,7 @@ def _(data):
     data.text["train"] = json.dumps(data.train).replace("12345", "1e400").encode()
 
 
-@kind("box of 1e30 pixels", TRAINED)
+@kind("box of 1e30 pixels", TRAINED, *FAR)
 def _(data):
     data.add([5, 5, 1e30, 20])
 
@@ -73,9 +76,22 @@ def _(data):
     data.add([SIZE[0] - 1e-7, 10, 20, 10])
 
 
-@kind("box partly outside the image", TRAINED)
+@kind("box partly outside the image", TRAINED, *FAR)
 def _(data):
     data.add([50, 30, 40, 40])
+
+
+@kind("boxes as fractions", STOPPED, "all 8 boxes lie in [0, 1]", "have to be pixels")
+def _(data):
+    for annotation in data.train["annotations"]:
+        annotation["bbox"] = [x / 64 for x in annotation["bbox"]]
+
+
+@kind("corners given as width and height", TRAINED, "4 of 8 boxes reach well", "lie inside as corn")
+def _(data):
+    for annotation in data.train["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + w, y + h]
 
 
 @kind("box of three numbers", SKIPPED, skipped("not 4 numbers"))
@@ -110,6 +126,12 @@ def _(data):
 @kind("polygon of two points", SKIPPED, "Filtered out 1 instances")
 def _(data):
     data.add([5, 5, 20, 20], segmentation=[[5, 5, 25, 25]])
+
+
+@kind("every polygon without a point", STOPPED, "8 of 8 annotations have a 'segmentation' without")
+def _(data):
+    for annotation in data.train["annotations"]:
+        annotation["segmentation"] = [[]]
 
 
 @kind("polygon with NaN", SKIPPED, skipped("of a broken mask"), lines=MASKS)
@@ -172,7 +194,7 @@ def _(data):
     del data.train["annotations"][-1]["segmentation"]
 
 
-@kind("RLE of a crowd, for Mask R-CNN", TRAINED, lines=MASK_RCNN)
+@kind("RLE of a crowd, for Mask R-CNN", TRAINED, "1 of 9 annotations are cr", lines=MASK_RCNN)
 def _(data):
     _rle(data, [WHOLE // 2, WHOLE // 4, WHOLE // 4])
     crowd = {**data.train["annotations"][-1], "iscrowd": 1}

@@ -104,6 +104,19 @@ def _(data):
             a["category_id"] = {1: 1, 2: 90}[a["category_id"]]
 
 
+@kind(
+    "thing_classes set by hand",
+    STOPPED,
+    "thing_classes is set to ['bee', 'fly'], but by train.json it is ['ant', 'bee']: leave it out",
+    lines="""
+from detectron2.data import MetadataCatalog
+MetadataCatalog.get(dataloader.train.dataset.names.name).thing_classes = ["bee", "fly"]
+""",
+)
+def _(data):
+    pass
+
+
 @kind("unknown category id", STOPPED, THIRD + "category_id=7")
 def _(data):
     data.train["annotations"][2]["category_id"] = 7
@@ -194,6 +207,15 @@ def _(data):
     data.add([5, 5, 20, 20], image=99)
 
 
+@kind(
+    "image_id as text where the images have numbers",
+    STOPPED,
+    "train.json: annotation 3 of image 2 has image_id='2', which is the id of no image",
+)
+def _(data):
+    data.train["annotations"][2]["image_id"] = "2"
+
+
 @kind("annotation that is no object", STOPPED, NOT_COCO, "entry 2 of 'annotations' is a list")
 def _(data):
     data.train["annotations"][2] = [1, 2, 3]
@@ -205,7 +227,13 @@ def _(data):
         annotation["iscrowd"] = 1
 
 
-@kind("crowd only, in every image", STOPPED, "train.json", "No image has an object")
+@kind("crowd in every image", TRAINED, "_train': 4 of 8 annotations are crowds (iscrowd=1), which")
+def _(data):
+    for annotation in data.train["annotations"][::2]:
+        annotation["iscrowd"] = 1
+
+
+@kind("crowd only, in every image", STOPPED, "No image has an object", "8 of 8 annotations are cr")
 def _(data):
     for annotation in data.train["annotations"]:
         annotation["iscrowd"] = 1

@@ -3,7 +3,8 @@
 
     python tests/bad_data.py --output results/reliability.json    # writes its key "bad_data"
 
-The kinds are in bad_images.py, bad_coco.py, bad_boxes.py, bad_evaluated.py and bad_voc.py.
+The kinds are in bad_images.py, bad_coco.py, bad_boxes.py, bad_evaluated.py, bad_voc.py and
+bad_catalog.py.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from bad_boxes import BOX_KINDS
+from bad_catalog import CATALOG_KINDS
 from bad_coco import COCO_KINDS
 from bad_evaluated import EVALUATED_KINDS, VOC_EVALUATED_KINDS
 from bad_images import IMAGE_KINDS
@@ -39,7 +41,15 @@ from sampling_free.json_file import write_json
 sys.path.insert(0, str(REPO))
 train_net = importlib.import_module("train_net")
 
-KINDS = [*IMAGE_KINDS, *COCO_KINDS, *BOX_KINDS, *EVALUATED_KINDS, *VOC_KINDS, *VOC_EVALUATED_KINDS]
+KINDS = [
+    *IMAGE_KINDS,
+    *COCO_KINDS,
+    *BOX_KINDS,
+    *EVALUATED_KINDS,
+    *VOC_KINDS,
+    *VOC_EVALUATED_KINDS,
+    *CATALOG_KINDS,
+]
 TRACED = "STACK TRACE"  # none ends so
 _tags = itertools.count()
 

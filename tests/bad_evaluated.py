@@ -44,6 +44,11 @@ def _(data):
         category["name"] = name
 
 
+@kind("a class more", STOPPED, "have 2 classes (ant, bee) and 3 (ant, bee, wasp): give both the")
+def _(data):
+    data.val["categories"].append({"id": 3, "name": "wasp"})
+
+
 @kind("classes of other names", TRAINED, "(ant, bee; ant, wasp)", "by position")
 def _(data):
     data.val["categories"][1]["name"] = "wasp"

@@ -55,9 +55,32 @@ def _(data):
     path.write_bytes(path.read_bytes()[:2000])
 
 
-@kind("missing", STOPPED, "train2.png: cannot be read")
+@kind("missing", STOPPED, "_train': 1 of its 4 image files are not there, such as ", "train2.png")
 def _(data):
     data.image().unlink()
+
+
+@kind(
+    "missing, with unreadable=skip",
+    SKIPPED,
+    "1 of its 4 image files are not there",
+    "skipped 1 of 4 images",
+    overrides=["dataloader.train.unreadable=skip"],
+)
+def _(data):
+    data.image().unlink()
+
+
+@kind("missing, in the evaluated split", STOPPED, "_val': 1 of its 2 image files are not there")
+def _(data):
+    (data.folder / "images" / "val1.png").unlink()
+
+
+@kind("file name of Windows", STOPPED, "such as ", "write / in place of \\")
+def _(data):
+    (data.folder / "images" / "cam1").mkdir()
+    _rename(data, "cam1/train2.png")
+    data.train["images"][1]["file_name"] = "cam1\\train2.png"
 
 
 @kind("a folder in its place", STOPPED, "train2.png: cannot be read")
@@ -103,6 +126,38 @@ def _(data):
 @kind("greyscale of 16 bits with values up to 255", TRAINED)
 def _(data):
     picture(mode="I").convert("I;16").save(data.image())
+
+
+@kind("greyscale of 16 bits, named .jpg", STOPPED, "train2.jpg: cannot be read", "scale them to")
+def _(data):
+    path = _rename(data, "train2.jpg")
+    picture(mode="I").point(lambda value: value * 100).convert("I;16").save(path, format="PNG")
+
+
+@kind("JPEG 2000 of 16 bits", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")
+def _(data):
+    image = picture(mode="I").point(lambda value: value * 100).convert("I;16")
+    image.save(data.image(), format="JPEG2000")
+
+
+@kind("TIFF of floats from 0 to 1", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")
+def _(data):
+    picture(mode="F").point(lambda value: value * 0.004 + 0).save(data.image(), format="TIFF")
+
+
+@kind("TIFF of floats from 0 to 255", TRAINED)
+def _(data):
+    picture(mode="F").save(data.image(), format="TIFF")
+
+
+@kind("of 1 bit", TRAINED)
+def _(data):
+    picture(mode="1").save(data.image())
+
+
+@kind("greyscale with alpha", TRAINED)
+def _(data):
+    picture(mode="LA").save(data.image())
 
 
 @kind("RGBA", TRAINED)

@@ -9,10 +9,10 @@ class Kind(NamedTuple):
     """A way to spoil a data set.
 
     Attributes:
-        place (str): where it is: "image", "COCO", "COCO, evaluated", "VOC" or
-            "VOC, evaluated as VOC".
+        place (str): where it is: "image", "COCO", "COCO, evaluated", "VOC",
+            "VOC, evaluated as VOC" or "catalog".
         name (str): what a reader of the table is told.
-        data (type): CocoData or VocData.
+        data (type): CocoData, VocData or CatalogData.
         spoil (callable): changes the data before they are written.
         outcome (str): what is to become of it: one of the three above.
         words (tuple[str]): what the message is to say; none for no message.

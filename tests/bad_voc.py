@@ -1,6 +1,6 @@
 """Kinds of VOC-style folders with mistakes."""
 
-from bad_kind import SKIPPED, STOPPED, kinds_of
+from bad_kind import SKIPPED, STOPPED, TRAINED, kinds_of
 from sound_data import VocData, voc_xml
 
 VOC_KINDS, kind = kinds_of("VOC", VocData)
@@ -103,7 +103,7 @@ def _(data):
     data.xml.update((name, voc_xml([])) for name in data.splits["train"])
 
 
-@kind("empty split", STOPPED, "train.txt: write one image name per line")
+@kind("empty split", STOPPED, "train.txt: is empty: write one image name per line")
 def _(data):
     data.splits["train"] = []
 
@@ -113,7 +113,35 @@ def _(data):
     data.splits["train"].append("train2")
 
 
-@kind("image missing", STOPPED, "train2.jpg: cannot be read")
+@kind("image that is a .PNG", TRAINED)
+def _(data):
+    data.image().rename(data.image().with_suffix(".PNG"))
+
+
+@kind("name with blanks", TRAINED)
+def _(data):
+    data.image().rename(data.image("my image (2)"))
+    data.xml["my image (2)"] = data.xml.pop("train2")
+    data.splits["train"][1] = "my image (2)"
+
+
+@kind("split of one image", TRAINED)
+def _(data):
+    data.splits["val"] = ["val1"]
+
+
+@kind("split with a flag behind each name", STOPPED, "there is no Annotations/train1 1.xml")
+def _(data):
+    data.splits["train"] = [f"{name} 1" for name in data.splits["train"]]
+
+
+@kind("boxes as fractions", STOPPED, "all 8 boxes lie in [0, 1]")
+def _(data):
+    for name in data.splits["train"]:
+        data.xml[name] = voc_xml([(c, (-0.9, -0.9, 1.5, 1.5)) for c in ("ant", "bee")])
+
+
+@kind("image missing", STOPPED, "1 of its 4 image files are not there", "train2.jpg")
 def _(data):
     data.image().unlink()
 

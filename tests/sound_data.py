@@ -1,11 +1,15 @@
 """Small sound data sets in COCO's and in VOC's form, for tests that spoil them."""
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from PIL import Image
 
+XYWH = BoxMode.XYWH_ABS
 CLASSES = ["ant", "bee"]
 SIZE = 64, 48  # width and height in pixels
 BOXES = [(4, 6, 30, 24), (20, 10, 33, 30)]  # x, y, width, height; one of each class in each image
@@ -97,6 +101,58 @@ def _annotation(number, image, category, box):
         "iscrowd": 0,
         "segmentation": [outline],
     }
+
+
+class CatalogData(CocoData):
+    """The same as records that a function of Detectron2's ``DatasetCatalog`` gives.
+
+    Attributes:
+        folder (Path): has images/.
+        records (dict[str, list[dict]]): of each split.
+        function (callable): what the registered function makes of them; by default nothing.
+        classes (list[str] or None): the thing_classes of both splits.
+    """
+
+    form = "catalog"
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.records = {"train": self._records(self.train), "val": self._records(self.val)}
+        self.function = list
+        self.classes = list(CLASSES)
+
+    def _records(self, content):
+        return [
+            {
+                "file_name": str(self.folder / "images" / image["file_name"]),
+                "image_id": image["id"],
+                "width": image["width"],
+                "height": image["height"],
+                "annotations": [
+                    {"bbox": a["bbox"], "bbox_mode": XYWH, "category_id": a["category_id"] - 1}
+                    for a in content["annotations"]
+                    if a["image_id"] == image["id"]
+                ],
+            }
+            for image in content["images"]
+        ]
+
+    def write(self):
+        """Nothing: the records stay in memory."""
+
+    def node(self, split, tag):
+        """The line of a config that registers a split."""
+        name = f"{tag}_{split}"
+        DatasetCatalog.register(name, lambda: self.function(copy.deepcopy(self.records[split])))
+        if self.classes is not None:
+            MetadataCatalog.get(name).thing_classes = self.classes
+        return repr(name)
+
+    def num_written(self):
+        """(images, objects) of the training split, crowds aside."""
+        records = self.records["train"]
+        objects = [a for r in records for a in r.get("annotations", []) if not a.get("iscrowd", 0)]
+        return len(records), len(objects)
 
 
 class VocData:

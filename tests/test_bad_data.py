@@ -5,10 +5,11 @@ import math
 import pytest
 from bad_data import KINDS, SKIPPED, STOPPED, TRAINED, happens, make, used
 from bad_kind import Kind
-from sound_data import CocoData, VocData
+from sound_data import CatalogData, CocoData, VocData
 
 SOUND = [
-    Kind("", "sound", data, lambda data: None, TRAINED, (), "", ()) for data in (CocoData, VocData)
+    Kind("", "sound", data, lambda data: None, TRAINED, (), "", ())
+    for data in (CocoData, VocData, CatalogData)
 ]
 
 

@@ -15,6 +15,9 @@ from sampling_free.data.check import (
     check_masks,
     check_same_classes,
     clean_dicts,
+    report_crowds,
+    report_implausible,
+    require_pixels,
     require_registered,
 )
 from sampling_free.errors import BadInput
@@ -187,6 +190,8 @@ def test_classes_of_two_sets_are_the_same_in_the_same_order(warnings_of_check):
     assert warnings_of_check == []
     with pytest.raises(BadInput, match="'train' and 'test' .*another order .ant, bee; bee, ant"):
         check_same_classes(train, ("test", ["bee", "ant"]))
+    with pytest.raises(BadInput, match="have 2 classes .ant, bee. and 1 .ant.: give both the same"):
+        check_same_classes(train, ("test", ["ant"]))
     check_same_classes(train, ("test", ["Ant", "bee"]))
     assert (
         len(warnings_of_check) == 1 and "differently (ant, bee; Ant, bee)" in warnings_of_check[0]
@@ -245,8 +250,72 @@ def test_an_unknown_name_gets_close_matches():
     require_registered(["check_known_train", "coco_2017_val"])
     with pytest.raises(BadInput, match="'check_knwon_train'.*did you mean check_known_train"):
         require_registered(["coco_2017_val", "check_knwon_train"])
-    with pytest.raises(BadInput, match="unknown data set 'zzz': register it"):
+    with pytest.raises(BadInput, match="unknown data set 'zzz': register it: .*_ENV_MODULE"):
         require_registered("zzz")
+
+
+def test_an_unknown_name_is_to_be_registered_also_where_one_is_like_it():
+    with pytest.raises(BadInput, match="did you mean coco_2017_train.*If not, register it: in the"):
+        require_registered("coco_2017_trian")
+
+
+# --- what can hardly be meant so -----------------------------------------------------------
+
+FRACTIONS = [[0.1, 0.2, 0.5, 0.4], [0.5, 0.5, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("mode", [XYXY, XYWH])
+def test_boxes_that_are_all_fractions_are_refused(mode):
+    dicts = [_record((box, mode)) for box in FRACTIONS]
+    with pytest.raises(BadInput, match="src: all 2 boxes lie in .0, 1..*have to be pixels"):
+        require_pixels(dicts, "src")
+    require_pixels([*dicts, _record(([1, 1, 5, 5], mode))], "src")
+    require_pixels([{**record, "width": 1, "height": 1} for record in dicts], "src")
+    require_pixels([{"annotations": []}], "src")
+
+
+@pytest.mark.parametrize(
+    "box, is_far", [([1, 1, 43, 31], False), ([-4, 0, 9, 9], False), ([1, 1, 45, 9], True)]
+)
+def test_boxes_a_tenth_beyond_the_image_are_counted(box, is_far, warnings_of_check):
+    report_implausible([_record((box, XYXY), ([1, 1, 9, 9], XYXY))], f"far {box}")
+    line = f"far {box}: 1 of 2 boxes reach well beyond the image, such as in x/a.jpg, and are cut "
+    assert warnings_of_check == ([line + "at its edge"] if is_far else [])
+
+
+def test_corners_given_as_width_and_height_are_told(warnings_of_check):
+    corners = [[5, 5, 20, 20], [20, 10, 39, 30], [1, 1, 38, 28]]
+    report_implausible([_record(*[(box, XYWH) for box in corners])], "corners")
+    assert "1 of 3 boxes reach" in warnings_of_check[0]
+    assert "all would lie inside as corners" in warnings_of_check[0]
+    report_implausible([_record(*[(b, XYWH) for b in corners], ([9, 9, 5, 5], XYWH))], "no corners")
+    assert "corners:" not in warnings_of_check[1].replace("no corners:", "")
+
+
+def test_rotated_boxes_are_counted(warnings_of_check):
+    report_implausible([_record(([20, 15, 9, 5, 30], XYWHA), ([1, 1, 9, 9], XYXY))], "turned")
+    assert warnings_of_check == [
+        "turned: 1 of 2 boxes are rotated (XYWHA_ABS); Detectron2's own mapper takes the upright "
+        "rectangle around each"
+    ]
+
+
+def test_crowds_are_counted_and_many_are_a_warning():
+    crowd = _record(([1, 1, 5, 5], XYXY), iscrowd=1)
+    sound = _record(*[([1, 1, 5, 5], XYXY)] * 20)
+    for dicts, level in (([crowd, sound], logging.INFO), ([crowd, crowd], logging.WARNING)):
+        records = []
+        handler = logging.Handler()
+        handler.emit = records.append
+        logger = logging.getLogger(check.__name__)
+        before = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        report_crowds(dicts, f"crowds {level}")
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        assert [r.levelno for r in records] == [level]
+        assert "annotations are crowds (iscrowd=1), which no detector" in records[0].getMessage()
 
 
 def test_many_boxes_take_few_calls_each():

@@ -5,9 +5,11 @@ import builtins
 import pytest
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog
 from omegaconf import OmegaConf
 from tiny_run import REPO, write_config
 
+from sampling_free import config as config_module
 from sampling_free.config import TRAIN_DEFAULTS, load_config
 from sampling_free.errors import BadInput
 
@@ -275,3 +277,62 @@ def test_in_a_yaml_config_too(monkeypatch):
     cfg = load_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", pairs)
     assert cfg.train.output_dir == cfg.cfg.OUTPUT_DIR == "/home/me/runs"
     assert cfg.train.init_checkpoint == "/home/me/w.pth"
+
+
+# --- config files that register data sets --------------------------------------------------
+
+REGISTERS = """
+from detectron2.data import DatasetCatalog
+def records():
+    return {records}
+
+DatasetCatalog.register("{name}", records)
+"""
+
+
+@pytest.fixture
+def free_names():
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.pop(name)
+        config_module._of_configs.pop(name, None)
+
+
+def test_a_config_that_registers_a_set_can_be_read_again_and_the_newest_counts(
+    tmp_path, free_names
+):
+    for records in ([1], [2]):
+        path = write_config(tmp_path, REGISTERS.format(name="read again", records=records))
+        load_config(path)
+        load_config(path)
+        assert DatasetCatalog.get("read again") == records
+
+
+def test_so_can_what_it_imports_in_either_way(tmp_path, monkeypatch, free_names):
+    (tmp_path / "sets_of_python.py").write_text(REGISTERS.format(name="by Python", records=[1]))
+    (tmp_path / "sets_of_config.py").write_text(REGISTERS.format(name="by a config", records=[2]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = "import sets_of_python\nfrom .sets_of_config import records\n"
+    path = write_config(tmp_path, lines)
+    other = write_config(tmp_path, lines, name="other.py")
+    for file in (path, other, path):
+        load_config(file)
+        assert DatasetCatalog.get("by Python") == [1]
+        assert DatasetCatalog.get("by a config") == [2]
+
+
+def test_two_configs_do_not_share_a_name(tmp_path, free_names):
+    lines = REGISTERS.format(name="shared", records=[1])
+    load_config(write_config(tmp_path, lines))
+    other = write_config(tmp_path, lines, name="other.py")
+    with pytest.raises(BadInput, match="other.py: registers the data set 'shared', as .*config.py"):
+        load_config(other)
+
+
+def test_a_name_that_was_there_before_stays_taken(tmp_path, free_names):
+    DatasetCatalog.register("there before", lambda: [0])
+    path = write_config(tmp_path, REGISTERS.format(name="there before", records=[1]))
+    with pytest.raises(BadInput, match="'there before' is already registered"):
+        load_config(path)
+    assert DatasetCatalog.get("there before") == [0]

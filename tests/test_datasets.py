@@ -17,12 +17,14 @@ from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 from PIL import Image
 from sound_data import CocoData
+from tiny import log_lines
 from tiny_run import NUM_CLASSES, NUM_TRAIN, NUM_VAL, run, trainer, write_config
 
 from sampling_free.config import load_config
 from sampling_free.data import register_coco
 from sampling_free.datasets import (
     check_ground_truth,
+    check_image_files,
     check_test_classes,
     check_training_masks,
     dataset_names,
@@ -337,13 +339,77 @@ def test_a_model_without_a_class_count_gets_no_malformed_boxes_either(name):
     assert [a["bbox"] for a in record["annotations"]] == [GOOD[0]]
 
 
-def test_classes_in_another_order_are_refused(name):
+@pytest.fixture
+def other(name):
+    """A second name."""
+    yield f"{name} 2"
+    DatasetCatalog.pop(f"{name} 2", None)
+    MetadataCatalog.pop(f"{name} 2", None)
+
+
+def test_sets_with_other_classes_are_not_joined(name, other):
     in_memory(name, [[GOOD]])
-    in_memory(f"{name} 2", [[GOOD]], classes=("b", "a"))
-    try:
-        check_test_classes(node(name), node([name, f"{name} 2"]))
-        with pytest.raises(BadInput, match="in another order .a, b; b, a"):
-            check_test_classes(node(name), node(f"{name} 2"))
-    finally:
-        DatasetCatalog.remove(f"{name} 2")
-        MetadataCatalog.pop(f"{name} 2", None)
+    in_memory(other, [[GOOD]], classes=("a", "c"))
+    line = f"data sets '{name}' and '{other}' have other classes (a, b; a, c): give all the same"
+    with pytest.raises(BadInput, match=re.escape(line)):
+        load_dataset(node([name, other]), TWO)
+    assert len(load_dataset(node([name, other], check_consistency=False), TWO)) == 2
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_sets_are_compared_before_either_is_with_the_model(name, other, num_classes):
+    in_memory(name, [[GOOD]])
+    in_memory(other, [[GOOD]], classes=("a", "b", "c"))
+    model = OmegaConf.create({"num_classes": num_classes})
+    test = loader_node(other)
+    with pytest.raises(BadInput, match="have 2 classes .a, b. and 3 .a, b, c.: give both the same"):
+        load_dataset(node(name), model, tests=[test])
+
+
+def loader_node(names):
+    mapper = L(DatasetMapper)(is_train=False, augmentations=[], image_format="BGR")
+    made = {"dataset": L(get_detection_dataset_dicts)(names=names), "mapper": mapper}
+    return OmegaConf.create(made, flags={"allow_objects": True})
+
+
+def test_images_that_are_not_there_are_counted(tmp_path):
+    mapper = DatasetMapper(True, augmentations=[], image_format="BGR")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    names = [str(tmp_path / "a.png"), "s3://far/away.png", "b.png", "c.png"]
+    dicts = [{"file_name": n} for n in names]
+    with pytest.raises(BadInput, match="'some': 2 of its 4 image files are not there, .* b.png; c"):
+        check_image_files(dicts, mapper, "some")
+    check_image_files(dicts[:2], mapper, "some")
+    check_image_files(dicts, lambda record: record, "some")  # may take images from anywhere
+    with log_lines() as lines:
+        check_image_files(dicts, mapper, "some", unreadable="skip")
+    assert len(lines) == 1 and "2 of its 4 image files are not there" in lines[0]
+    with pytest.raises(BadInput, match="write / in place of"):
+        check_image_files([{"file_name": "C:\\data\\a.png"}], mapper, "some")
+
+
+def test_what_nobody_foresaw_is_one_line_too(name):
+    in_memory(name, [[GOOD]])
+    with pytest.raises(BadInput, match="/no/such/file.pkl is missing"):
+        load_dataset(node(name, proposal_files=["/no/such/file.pkl"]), TWO)
+    with pytest.raises(BadInput, match=f"data set {name}: cannot be loaded .AssertionError"):
+        load_dataset(node(name, proposal_files=[]), TWO)
+
+
+def test_records_of_no_registered_set_are_made_readable_too():
+    made = OmegaConf.create({"d": L(own_records)()}, flags={"allow_objects": True}).d
+    (record,) = load_dataset(made, TWO)
+    assert record["annotations"][0]["bbox"] == [1, 1, 5, 5]
+
+
+def own_records():
+    annotation = {"bbox": np.array([1, 1, 5, 5]), "bbox_mode": 0, "category_id": 1}
+    return [{"file_name": "a.png", "height": 9, "width": 9, "annotations": [annotation]}]
+
+
+def test_classes_in_another_order_are_refused(name, other):
+    in_memory(name, [[GOOD]])
+    in_memory(other, [[GOOD]], classes=("b", "a"))
+    check_test_classes(node(name), node([name, other]))
+    with pytest.raises(BadInput, match="in another order .a, b; b, a"):
+        check_test_classes(node(name), node(other))

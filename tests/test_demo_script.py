@@ -183,6 +183,17 @@ def test_a_picture_of_extreme_shape_is_shown(place):
     assert len(results()) == 4 and max(Image.open("out/wide.jpg").size) <= 65_500
 
 
+def test_pictures_that_8_bits_would_make_white_or_black_are_refused_as_in_training(place, capsys):
+    values = np.linspace(0, 1, 2400, dtype=np.float32).reshape(40, 60)
+    Image.fromarray(values).save(place / "in" / "d.tif")
+    Image.fromarray((values * 65535).astype(np.uint16)).save(place / "in" / "e.jpg", format="PNG")
+    assert run("--input", "in") == 2
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    for error, name, high in zip(errors, ("d.tif", "e.jpg"), ("1", "65535"), strict=True):
+        assert f"in/{name}" in error and f"values from 0 to {high}; scale them to 0 to" in error
+    assert len(results()) == 3
+
+
 def test_the_pictures_themselves_are_never_overwritten(place, capsys):
     before = (place / "in" / "b.jpg").read_bytes()
     assert run("--input", "in/b.jpg", "--output", "in/../in") == 2

@@ -1,5 +1,6 @@
 """LazyTrainer: Detectron2's loop and hooks, and a resume that equals the uninterrupted run."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,14 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(tmp_path, monkeypatc
     assert best_iteration(tmp_path) == 3
     rows = metrics(tmp_path / "out")
     assert [rows[i]["bbox/AP"] for i in (1, 3, 5, 8)] == list(SCORES.values())
+
+
+def test_a_best_metric_that_is_nan_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_engine.SCORES", dict.fromkeys(SCORES, math.nan))
+    with log_lines() as lines:
+        run(write_config(tmp_path), *scripted(monkeypatch))
+    assert len([x for x in lines if "train.best_metric=bbox/AP is nan" in x]) == 1
+    assert not (tmp_path / "out" / "model_best.pth").exists()
 
 
 @pytest.mark.parametrize("stop", [4, 5, 6])

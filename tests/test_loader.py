@@ -202,6 +202,17 @@ def test_an_image_of_more_than_8_bits_is_not_read_as_white(tmp_path, mode, large
             read(record)
 
 
+@pytest.mark.parametrize(
+    "module, package", [("shapely.geometry", "shapely"), ("cv2", "opencv-python-headless")]
+)
+def test_a_package_that_an_augmentation_lacks_is_named_and_no_image_is_skipped(module, package):
+    def read(record):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    with pytest.raises(BadInput, match=f"which is not installed: pip install {package}$"):
+        batches(1, mapper=read, unreadable="skip")
+
+
 def test_a_mapper_of_a_users_own_may_read_16_bits(tmp_path):
     class Mine(DatasetMapper):
         def __call__(self, record):

@@ -6,6 +6,7 @@ import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
+from tiny import log_lines
 
 from sampling_free import pictures
 from sampling_free.pictures import (
@@ -170,6 +171,19 @@ def test_save_prediction_pictures(dicts, tmp_path, training):
     caption = sheet.shape[0] - SIZE
     assert near(sheet, 200, caption + 120, RED)
     assert near(sheet, sheet.shape[1] - SIZE + 200, caption + 120, BLUE)
+
+
+def test_an_image_that_cannot_be_read_has_no_picture(dicts, tmp_path):
+    (tmp_path / "picture1.png").write_bytes(b"")
+
+    def read(record):
+        return {**record, "image": Image.open(record["file_name"])}
+
+    out = tmp_path / "out"
+    with log_lines() as lines:
+        paths = save_prediction_pictures(Detector(), dicts, read, METADATA, 0.5, str(out), 3)
+    assert paths == [str(out / x) for x in ("picture0.jpg", "picture4.jpg", "overview.png")]
+    assert len(lines) == 1 and "No picture: " in lines[0] and "picture1.png" in lines[0]
 
 
 def test_training_flag_returns_after_an_error(dicts, tmp_path):

@@ -15,7 +15,7 @@ class BadInput(Exception):
 
     def __init__(self, message):
         # A DataLoader worker re-raises with its whole traceback in front of the message.
-        super().__init__(printable(str(message).rsplit("BadInput: ", 1)[-1]))
+        super().__init__(printable(str(message).rsplit(f"{type(self).__name__}: ", 1)[-1]))
 
 
 def printable(message):

@@ -299,7 +299,9 @@ def check_masks(dicts, name):
     """
     for record in dicts:
         for annotation in record.get("annotations") or ():
-            if not annotation.get("iscrowd", 0) and not annotation.get("segmentation"):
+            mask = annotation.get("segmentation", [])
+            is_none = mask is None or isinstance(mask, (list, dict)) and not mask
+            if is_none and not annotation.get("iscrowd", 0):
                 raise BadInput(
                     f"data set {name!r}: an object in {called(record)} has no segmentation, which "
                     "the mask head needs; add it, or take a detector of boxes"

@@ -170,7 +170,7 @@ def _readable_annotation(annotation, record, source):
     elif isinstance(mask, dict):
         if isinstance(mask.get("counts"), list) and is_sound_mask(mask):
             changed["segmentation"] = mask_util.frPyObjects(mask, *mask["size"])
-    elif mask is None or isinstance(mask, list):
+    elif "segmentation" in annotation and (mask is None or isinstance(mask, list)):
         annotation = {k: v for k, v in annotation.items() if k != "segmentation"}
     return {**annotation, **changed} if changed else annotation
 
