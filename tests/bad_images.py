@@ -128,6 +128,23 @@ def _(data):
     picture(mode="I").convert("I;16").save(data.image())
 
 
+@kind(
+    "greyscale of 16 bits, with Detectron2's own loader",
+    STOPPED,
+    "train2.png: cannot be read",
+    "scale them to 0 to 255",
+    lines="""
+from detectron2.data import build_detection_train_loader
+dataloader.train = L(build_detection_train_loader)(
+    dataset=dataloader.train.dataset, mapper=dataloader.train.mapper, total_batch_size=2
+)
+train.max_iter = 20  # until the image comes
+""",
+)
+def _(data):
+    picture(mode="I").point(lambda value: value * 100).convert("I;16").save(data.image())
+
+
 @kind("greyscale of 16 bits, named .jpg", STOPPED, "train2.jpg: cannot be read", "scale them to")
 def _(data):
     path = _rename(data, "train2.jpg")

@@ -23,7 +23,7 @@ from sampling_free import measured_counts
 from sampling_free.config import load_config
 from sampling_free.errors import BadInput
 from sampling_free.estimate import PriorEstimate, dependencies, estimate_prior
-from sampling_free.loader import build_replayable_train_loader
+from sampling_free.loader import ReadOrName, build_replayable_train_loader
 from sampling_free.measured_counts import measure_counts, source_of
 from sampling_free.preflight import check_imbalance
 from sampling_free.prior_init import PriorInit
@@ -179,6 +179,7 @@ class TestSource:
 
         mapper = mapper_of()
         assert source_of(loader(mapper), dicts) is mapper
+        assert source_of(loader(ReadOrName(mapper)), dicts) is mapper
         assert "corner_function has its own way" in source_of(loader(corner_function), dicts)
         factors = torch.tensor([1.0, 2.0, 1.0, 1.0])
         repeating = loader(mapper, sampler=RepeatFactorTrainingSampler(factors))
