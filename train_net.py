@@ -9,8 +9,6 @@ python train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --
 python train_net.py --config-file configs/retinanet/retinanet_R_50_FPN_1x.py --variant ghm
 """
 
-import os
-
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -25,7 +23,7 @@ from sampling_free.cli import (
 from sampling_free.engine import LazyTrainer, evaluate_only
 from sampling_free.errors import require_writable_folder
 from sampling_free.processes import add_timeout, start
-from sampling_free.saved_config import save_in_order
+from sampling_free.saved_config import keys_in_order
 
 
 @one_line_errors
@@ -33,9 +31,8 @@ def train_or_evaluate(args):
     cfg = config_of(args)
     if comm.is_main_process():
         require_writable_folder("train.output_dir", cfg.train.output_dir)
-    default_setup(cfg, args)
-    if comm.is_main_process():
-        save_in_order(cfg, os.path.join(cfg.train.output_dir, "config.yaml"))
+    with keys_in_order():
+        default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="sampling_free")
     if args.eval_only:
         return evaluate_only(cfg, resume=args.resume)

@@ -101,7 +101,7 @@ def test_every_config_is_of_the_plan_and_takes_its_variants(path):
     records = made_up("bccd") + made_up("hard")
     blocks = [b for b in plan.blocks() if b.name != "investigation"]  # other numbers of the same
     calls = [compare.parse_args(words) for b in blocks if (words := b.words(records))]
-    mine = [a for a in calls if a.config_file.endswith(f"/{path.name}") and not a.overrides]
+    mine = [a for a in calls if a.config_file.endswith(f"/{path.name}") and not a.opts]
     words = {word for args in mine for word in args.variants}
     assert words >= {plan.FULL}
     for run in runs_of_variants(str(path), sorted(words), []):
@@ -163,7 +163,7 @@ def test_the_long_runs_have_the_rates_of_the_short_ones():
     assert args.variants == [
         plan._with(word, f"optimizer.lr={rate}") for word, rate in RATE_OF.items()
     ]
-    assert args.overrides == ["train.max_iter=800"] and args.choose is None
+    assert args.opts == ["train.max_iter=800"] and args.choose is None
     without = [r for r in records if r["variant"] != plan.FOCAL]
     assert words_of("bccd-long", without) is None, "it waits for all"
     lost = [record("bccd", plan.FOCAL, rate, 0, "val", None) for rate in plan.RATES]
@@ -176,7 +176,7 @@ def test_the_tuned_focal_loss_goes_on_to_the_long_schedule():
     records += [record("bccd", TUNED, 0.02, 0, split, 31.0) for split in ("val", "test")]
     args = compare.parse_args(words_of("bccd-long-tuned", records))
     assert args.variants == [plan._with(TUNED, "optimizer.lr=0.02")]
-    assert args.overrides == ["train.max_iter=800"] and args.seeds == list(plan.SEEDS)
+    assert args.opts == ["train.max_iter=800"] and args.seeds == list(plan.SEEDS)
 
     def long_rows(records):
         table = rows(evidence_tables.against_usual(records))
@@ -191,7 +191,7 @@ def test_a_rate_of_the_long_schedule_is_chosen_at_its_length_too():
     records = made_up()
     args = compare.parse_args(words_of("bccd-long-rates", records))
     assert len(args.variants) == 20 and args.final == ["train", "val"] and args.choose is None
-    assert args.overrides == ["train.max_iter=800"] and args.seeds == [0]
+    assert args.opts == ["train.max_iter=800"] and args.seeds == [0]
     of_val = {"test_split": "val", "bootstrap": None}
     long = [
         {**long_record(word, rate, 50.0 - abs(rate - 0.01)), **of_val}
@@ -200,7 +200,7 @@ def test_a_rate_of_the_long_schedule_is_chosen_at_its_length_too():
     assert words_of("bccd-long-own", records + long[1:]) is None, "it waits for all"
     args = compare.parse_args(words_of("bccd-long-own", records + long))
     assert args.variants == [plan._with(word, "optimizer.lr=0.01") for word in plan.MAIN]
-    assert args.overrides == ["train.max_iter=800"] and args.seeds == list(plan.SEEDS)
+    assert args.opts == ["train.max_iter=800"] and args.seeds == list(plan.SEEDS)
     # The choice of the short schedule is as before, and so are the runs that follow from it.
     assert {w: plan.chosen_rate(records + long, "bccd", w) for w in RATE_OF} == RATE_OF
     ends = [long_record(plan.FULL, rate, ap) for rate, ap in ((0.08, 40.0), (0.01, 41.0))]

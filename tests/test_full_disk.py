@@ -2,17 +2,16 @@
 
 import errno
 import os
-import resource
-import subprocess
 
 import pytest
 import torch
-from tiny_run import command, environment, load, metrics, only_error, run, same, write_config
+from tiny_run import error_line, load, metrics, only_error, run, same, train_net, write_config
 
 from sampling_free.cli import one_line_errors
 from sampling_free.errors import BadInput, disk_fault
 from sampling_free.whole_file import written_whole
 
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 SHORT = ["train.max_iter=4", "train.checkpointer.period=2"]
 
 
@@ -54,25 +53,23 @@ def test_the_checkpoint_before_stays_and_is_resumed(tmp_path, monkeypatch):
     assert same(*(metrics(tmp_path / n / "out") for n in ("whole", "full")))
 
 
+@needs_dev_full
 def test_by_train_net(tmp_path):
-    # The checkpoint is the largest file of a run.
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-
-    words = command(write_config(tmp_path), *SHORT)
-    done = subprocess.run(
-        words, capture_output=True, text=True, env=environment(), preexec_fn=limit
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr, done.stderr
-    line = only_error(done.stderr)
-    assert f"train.output_dir={tmp_path}/out: cannot be written (File too large)" in line
-    assert not list((tmp_path / "out").glob("model*"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model_0000003.unfinished.pth").symlink_to("/dev/full")
+    line = error_line(train_net(write_config(tmp_path), *SHORT))
+    assert f"train.output_dir={out}: cannot be written (No space left on device)" in line
+    assert line.endswith(f"--resume goes on from {out}/model_0000001.pth")
+    assert {path.name for path in out.glob("model*")} == {"model_0000001.pth"}
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-def test_of_metrics(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "metrics.json").symlink_to("/dev/full")
+@needs_dev_full
+@pytest.mark.parametrize("file", ["metrics.json", "inference/coco_instances_results.json"])
+def test_of_any_file_of_a_run(tmp_path, file):
+    path = tmp_path / "out" / file
+    path.parent.mkdir(parents=True)
+    path.symlink_to("/dev/full")
     with pytest.raises(BadInput, match="output_dir=.*No space left on device"):
         run(write_config(tmp_path), *SHORT)
 

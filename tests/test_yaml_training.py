@@ -78,7 +78,7 @@ def test_overrides_win_over_the_conversion():
         (["SOLVER.MAX_ITER", "0"], ["train.max_iter=0"]),
         (["train.max_itr=5"], ["train.max_itr", "train.max_iter?"]),
         (["SOLVER.MAX_ITER", "5", "optimizer.lrr=1"], ["optimizer.lrr", "optimizer.lr?"]),
-        (["--resume"], ["--resume", "in front"]),
+        (["--resume"], ["--resume: its value is missing"]),
     ],
 )
 def test_a_mistake_in_an_override_is_one_line(overrides, parts):

@@ -167,9 +167,10 @@ class LazyTrainer(ResumableTrainer):
         if not cfg.dataloader.get("evaluator"):
             return
         for one in each_test_set(cfg).values():
-            require_image_id(test_loader(one.dataloader.test, cfg.model), one.dataloader)
+            loader = test_loader(one.dataloader.test, cfg.model)
             cls.build_evaluator(one)
             check_ground_truth(one.dataloader.evaluator, cfg.model)  # what was converted to COCO's
+            require_image_id(loader, one.dataloader)
 
     @classmethod
     def test(cls, cfg, model):
@@ -273,7 +274,6 @@ def evaluate_only(cfg, resume=False):
     """
     cfg = with_present_device(cfg)
     require_writable_folder("train.output_dir", cfg.train.output_dir)
-    LazyTrainer.check_evaluation(cfg)
     model = LazyTrainer.build_model(cfg)
     checkpointer = NamingCheckpointer(model, cfg.train.output_dir)
     path = cfg.train.init_checkpoint
@@ -285,6 +285,7 @@ def evaluate_only(cfg, resume=False):
             f"checkpoint in {cfg.train.output_dir}"
         )
     load_trained(model, path, allow_pickle=cfg.train.allow_pickle)
+    LazyTrainer.check_evaluation(cfg)
     results = LazyTrainer.test(cfg, model)
     if comm.is_main_process():
         path = os.path.join(cfg.train.output_dir, EVALUATION)
