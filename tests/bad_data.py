@@ -186,7 +186,9 @@ def _train_net(config, overrides):
 
 
 def _without(folder, message):
-    return message.replace(f"{folder}/data/", "").replace(f"{folder}/", "")
+    for place in (f"{folder}/data/", f"{folder}/", f"{REPO}/"):
+        message = message.replace(place, "")
+    return message
 
 
 def _losses(folder):

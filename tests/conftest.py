@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from default_cfg import registered
 from triton_on_cpu import DEVICE
 from yaml_files import sets, tiny
 
 from sampling_free.json_file import write_json
 
-__all__ = ["sets", "tiny"]
+__all__ = ["registered", "sets", "tiny"]
 
 # As LazyTrainer does it on a CPU: else a focal loss that an earlier test has compiled rounds
 # otherwise.

@@ -10,13 +10,12 @@ import torch
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from test_ghm import Literal
 from test_ohem import hardest_by_loops
 from tiny import batch, stock_retinanet, tiny_retinanet, train_step
-from tiny_detectors import rcnn_batch, tiny_rcnn
+from tiny_detectors import rcnn, rcnn_batch
 from torch.nn import functional as F
 
 from sampling_free import (
@@ -30,15 +29,6 @@ from sampling_free import (
 )
 
 BOX_LOSSES = [("smooth_l1", 0.0), ("smooth_l1", 0.5), ("giou", 0.0)]
-
-
-def rcnn(rpn_class=RPN, roi_class=StandardROIHeads, kind="faster", **kwargs):
-    """Detectron2's tiny R-CNN with other classes."""
-    with (
-        mock.patch.object(tiny_detectors, "RPN", rpn_class),
-        mock.patch.dict(tiny_detectors.ROI_HEADS, {kind: (roi_class, None)}),
-    ):
-        return tiny_rcnn(kind, stock=True, **kwargs)
 
 
 MODELS = {

@@ -8,7 +8,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from tiny_run import error_line, load, metrics, run, train_net, trainer, write_config
-from yaml_files import RETINANET, sets, tiny  # noqa: F401
+from yaml_files import RETINANET
 
 from sampling_free.best_threshold import BestThreshold
 from sampling_free.config import load_config
@@ -142,7 +142,7 @@ def test_an_evaluator_without_a_test_set_is_one_line(tmp_path):
         trainer(write_config(tmp_path, lines))
 
 
-def test_of_a_yaml_config_too(tiny, sets, tmp_path):  # noqa: F811
+def test_of_a_yaml_config_too(tiny, sets, tmp_path):
     names = [sets.names["val"], sets.names["train"]]
     node = read_cfg_node(tiny(RETINANET))
     node.DATASETS.TEST = tuple(names)

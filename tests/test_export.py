@@ -3,9 +3,8 @@
 import pytest
 import torch
 from detectron2.structures import Boxes
-from test_baseline_detectors import rcnn
 from tiny import tiny_retinanet
-from tiny_detectors import tiny_fcos, tiny_rcnn
+from tiny_detectors import rcnn, tiny_fcos, tiny_rcnn
 from tiny_points import points_model
 from torch import Tensor
 

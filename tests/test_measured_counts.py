@@ -9,11 +9,11 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
+from default_cfg import cfg_of
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import DefaultTrainer, SimpleTrainer
 from fvcore.transforms.transform import CropTransform
-from test_fine_tuning_by_default_trainer import cfg_of, registered  # noqa: F401
 from tiny import batch, log_lines, mapper_of, tiny_retinanet, write_dicts
 from tiny_detectors import tiny_fcos, tiny_rcnn
 from tiny_run import call_main, run, write_config
@@ -262,7 +262,7 @@ class OwnLoader(DefaultTrainer):
 
 
 class TestDefaultTrainer:
-    def prior(self, registered, tmp_path, mapper):  # noqa: F811
+    def prior(self, registered, tmp_path, mapper):
         cfg = cfg_of("retinanet", registered, tmp_path / "out")
         trainer = type("Trainer", (OwnLoader,), {"mapper": staticmethod(mapper)})(cfg)
         trainer.register_hooks([PriorInit(cfg)])
@@ -270,14 +270,14 @@ class TestDefaultTrainer:
         trainer.train()
         return trainer.model, json.loads((tmp_path / "out" / "prior.json").read_text())
 
-    def test_a_mapper_with_other_augmentations_is_counted_with_them(self, registered, tmp_path):  # noqa: F811
+    def test_a_mapper_with_other_augmentations_is_counted_with_them(self, registered, tmp_path):
         mapper = mapper_of(T.Resize((128, 160)))
         model, record = self.prior(registered, tmp_path, mapper)
         assert record["standard_error"] == 0
         assert "Resize(" in record["depends_on"]["augmentations"][0]
         assert record["prior"] == model.prior
 
-    def test_a_function_is_measured(self, registered, tmp_path):  # noqa: F811
+    def test_a_function_is_measured(self, registered, tmp_path):
         def function(record):
             return mapper_of(T.Resize((128, 160)))(record)
 

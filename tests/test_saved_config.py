@@ -4,7 +4,7 @@ import pytest
 from detectron2.config import LazyConfig
 from detectron2.utils.env import seed_all_rng
 from tiny_run import load, same, train_net, write_config
-from yaml_files import FASTER, sets, tiny  # noqa: F401
+from yaml_files import FASTER
 
 from sampling_free.config import load_config
 from sampling_free.engine import LazyTrainer
@@ -36,7 +36,7 @@ def test_the_parts_of_a_model_are_built_in_the_same_order(tmp_path, variant):
     assert not same(first_weights(in_other_order), first_weights(cfg)), "the order must matter here"
 
 
-def test_of_a_yaml_config_too(tiny, tmp_path):  # noqa: F811
+def test_of_a_yaml_config_too(tiny, tmp_path):
     cfg = load_config(tiny(FASTER), ["SOLVER.BASE_LR", "0.5"], sampling_free=True)
     again = saved(cfg, tmp_path / "saved.yaml")
     assert again.cfg == cfg.cfg and again.optimizer.lr == 0.5

@@ -1,5 +1,8 @@
 """The smallest real FCOS and R-CNNs, stock and sampling-free, built from the same parts."""
 
+import sys
+from unittest import mock
+
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -223,3 +226,13 @@ def rcnn_batch(*nums, kind="faster", **kwargs):
             visible = torch.full((len(boxes), NUM_KEYPOINTS, 1), 2.0)
             instances.gt_keypoints = Keypoints(torch.cat([points, visible], dim=2))
     return inputs
+
+
+def rcnn(rpn_class=RPN, roi_class=StandardROIHeads, kind="faster", **kwargs):
+    """Detectron2's tiny R-CNN with other classes."""
+    here = sys.modules[__name__]
+    with (
+        mock.patch.object(here, "RPN", rpn_class),
+        mock.patch.dict(ROI_HEADS, {kind: (roi_class, None)}),
+    ):
+        return tiny_rcnn(kind, stock=True, **kwargs)

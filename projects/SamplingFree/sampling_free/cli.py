@@ -87,6 +87,7 @@ def _without_overrides(parser, words, own):
     a =. What is there as a file is no override.
     """
     rest, overrides, option, words = [], [], None, list(words)
+    yaml_keys = set(get_cfg())
     while words:
         word = words.pop(0)
         option = word if word.startswith("--") else option
@@ -94,7 +95,7 @@ def _without_overrides(parser, words, own):
             rest.append(word)
         elif re.match(r"[\w.+~]+=", word):
             overrides.append(word)
-        elif word.split(".")[0] in get_cfg():
+        elif word.split(".")[0] in yaml_keys:
             overrides += [word, *words[:1]]
             del words[:1]
         else:

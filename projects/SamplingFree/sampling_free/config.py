@@ -303,7 +303,6 @@ def _apply(cfg, override):
     try:
         LazyConfig.apply_overrides(cfg, [override])
     except Exception as e:  # Hydra's parser and OmegaConf have many of their own
-        value = override.partition("=")[2]
         if isinstance(before, str) and value[:1] not in ("'", '"', "[", "{"):
             OmegaConf.update(cfg, key, value)  # a path, with a ~ or a = in it
             return

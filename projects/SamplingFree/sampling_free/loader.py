@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .data.images import makes_8_bits, require_8_bits
+from .data.images import makes_8_bits, reads_as_detectron2, require_8_bits
 from .errors import BadInput
 from .interruption import LoaderSignals, SignalSafeLoader
 from .views import seeded
@@ -85,10 +85,8 @@ def build_replayable_train_loader(
 
 def is_detectron2s(mapper):
     """Whether a mapper reads images and annotations as Detectron2's own does, and no other way."""
-    return isinstance(mapper, DatasetMapper) and all(
-        getattr(type(mapper), name) is getattr(DatasetMapper, name)
-        for name in ("__call__", "_transform_annotations")
-    )
+    own = DatasetMapper._transform_annotations
+    return reads_as_detectron2(mapper) and type(mapper)._transform_annotations is own
 
 
 def _check_masks(dataset, is_polygon):

@@ -9,7 +9,7 @@ import logging
 import math
 
 import numpy as np
-from detectron2.data import DatasetMapper, MapDataset
+from detectron2.data import MapDataset
 from detectron2.data import transforms as T
 from detectron2.data.common import AspectRatioGroupedDataset, ToIterableDataset
 from detectron2.data.samplers import TrainingSampler
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .agreement import caught, raised
 from .assignment import assignment_of
 from .counting import LabelTally
+from .data.images import reads_as_detectron2
 from .errors import BadInput
 from .loader import ReadOrName, ReplayableLoader
 from .views import seeded
@@ -86,8 +87,7 @@ def _ground_truth(record):
 
 def require_countable(mapper):
     """Raises Uncountable unless a mapper does what its list of augmentations says."""
-    is_known = isinstance(mapper, DatasetMapper) and type(mapper).__call__ is DatasetMapper.__call__
-    if not is_known:
+    if not reads_as_detectron2(mapper):
         raise Uncountable(f"the mapper {_name(mapper)} has its own way to read an image")
     for augmentation in mapper.augmentations.augs:
         _require_known(augmentation)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from unittest import mock
 
 import yaml
 
@@ -13,5 +12,9 @@ def keys_in_order():
 
     The parts of a model are built, and draw their random weights, in the order of the keys.
     """
-    with mock.patch.object(yaml, "dump", functools.partial(yaml.dump, sort_keys=False)):
+    dump = yaml.dump
+    yaml.dump = functools.partial(dump, sort_keys=False)
+    try:
         yield
+    finally:
+        yaml.dump = dump

@@ -8,12 +8,11 @@ import importlib.resources
 import sys
 from types import ModuleType
 
-import detectron2.modeling  # noqa: F401  what else the zoo imports is to see no stand-in
-
 
 def _import_model_zoo():
     if "pkg_resources" in sys.modules:
         return importlib.import_module("detectron2.model_zoo")
+    importlib.import_module("detectron2.modeling")  # what else the zoo imports sees no stand-in
     stand_in = ModuleType("pkg_resources")
     stand_in.resource_filename = lambda package, name: str(
         importlib.resources.files(package) / name

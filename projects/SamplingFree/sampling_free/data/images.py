@@ -10,13 +10,14 @@ _OF_8_BITS = ("BGR", "RGB", "L", "YUV-BT.601")  # formats of a mapper that are m
 _MOST_LOST = 0.02  # of the range of values; a fraction of a grey value in 0 to 255 is less
 
 
+def reads_as_detectron2(mapper):
+    """Whether a mapper reads an image and augments it as Detectron2's own does."""
+    return isinstance(mapper, DatasetMapper) and type(mapper).__call__ is DatasetMapper.__call__
+
+
 def makes_8_bits(mapper):
     """Whether a mapper reads an image as Detectron2's own does, with 8 bits a channel."""
-    return (
-        isinstance(mapper, DatasetMapper)
-        and type(mapper).__call__ is DatasetMapper.__call__
-        and mapper.image_format in _OF_8_BITS
-    )
+    return reads_as_detectron2(mapper) and mapper.image_format in _OF_8_BITS
 
 
 def require_8_bits(path):
