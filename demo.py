@@ -21,15 +21,15 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
-from sampling_free.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
-from sampling_free.checkpoint import load_trained
+from sampling_free.checkpoint.checkpointer import load_trained
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
+from sampling_free.data.datasets import dataset_names
 from sampling_free.data.images import makes_8_bits, require_8_bits
-from sampling_free.datasets import dataset_names
-from sampling_free.engine import with_present_device
-from sampling_free.errors import BadInput, disk_fault, require_writable_folder
-from sampling_free.json_file import write_json
-from sampling_free.pictures import class_name, draw_detections, unique_stems
+from sampling_free.evaluation.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
+from sampling_free.evaluation.pictures import class_name, draw_detections, unique_stems
+from sampling_free.utils.errors import BadInput, disk_fault, require_writable_folder
+from sampling_free.utils.files import write_json
+from sampling_free.utils.models import with_present_device
 
 logger = logging.getLogger("sampling_free")
 

@@ -13,17 +13,11 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from sampling_free.cli import (
-    add_config_options,
-    config_of,
-    find_config,
-    one_line_errors,
-    parse,
-)
-from sampling_free.engine import LazyTrainer, evaluate_only
-from sampling_free.errors import require_writable_folder
-from sampling_free.processes import add_timeout, start
-from sampling_free.saved_config import keys_in_order
+from sampling_free.cli import add_config_options, config_of, find_config, one_line_errors, parse
+from sampling_free.config.saved import keys_in_order
+from sampling_free.engine.launch import add_timeout, start
+from sampling_free.engine.trainer import LazyTrainer, evaluate_only
+from sampling_free.utils.errors import require_writable_folder
 
 
 @one_line_errors

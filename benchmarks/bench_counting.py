@@ -24,7 +24,7 @@ from rows import run
 from timing import now
 
 from sampling_free.cli import load_config
-from sampling_free.counting import count_anchors, count_by_brute_force
+from sampling_free.counting.count import count_anchors, count_by_brute_force
 
 IMAGES, BOXES = 117_266, 860_000  # of the annotation file
 PART = 10_000  # images that are counted with all views

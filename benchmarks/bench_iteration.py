@@ -18,7 +18,7 @@ from timing import in_turn, summary
 from traffic import memory_of, synchronisations
 
 from sampling_free.cli import load_config
-from sampling_free.datasets import num_classes_of
+from sampling_free.data.datasets import num_classes_of
 
 # Config, without its end, of the detector; what ends that of its baseline.
 DETECTORS = {

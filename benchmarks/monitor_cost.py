@@ -20,9 +20,9 @@ from timing import now
 from tqdm import tqdm
 
 from sampling_free.cli import load_config, one_line_errors
-from sampling_free.datasets import num_classes_of
-from sampling_free.gradient_probe import measure
-from sampling_free.json_file import write_json
+from sampling_free.data.datasets import num_classes_of
+from sampling_free.diagnosis.gradients import measure
+from sampling_free.utils.files import write_json
 
 CONFIGS = {  # and the prior, whose value does not matter here
     "configs/retinanet/retinanet_R_50_FPN_1x.py": ["model.prior=1e-5"],

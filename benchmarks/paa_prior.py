@@ -20,11 +20,11 @@ from detectron2.config import instantiate
 from detectron2.structures import Boxes
 from tqdm import tqdm
 
-from sampling_free.atss_assignment import atss_match
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
-from sampling_free.datasets import dataset_names, load_dataset
-from sampling_free.json_file import write_json
-from sampling_free.prior import optimal_prior
+from sampling_free.data.datasets import dataset_names, load_dataset
+from sampling_free.detectors.atss_assignment import atss_match
+from sampling_free.method.prior import optimal_prior
+from sampling_free.utils.files import write_json
 
 
 @torch.no_grad()

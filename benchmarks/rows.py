@@ -12,7 +12,7 @@ from timing import HEAPS, in_own_process
 from tqdm import tqdm
 
 from sampling_free.cli import one_line_errors
-from sampling_free.errors import require_writable
+from sampling_free.utils.errors import require_writable
 
 NO_GPU = "no GPU"  # reason of an empty row
 

@@ -34,9 +34,9 @@ from detectron2.utils.env import seed_all_rng
 from tiny_run import REPO, write_config
 from tqdm import tqdm
 
-from sampling_free.config import load_config
-from sampling_free.datasets import load_dataset
-from sampling_free.json_file import write_json
+from sampling_free.config.load import load_config
+from sampling_free.data.datasets import load_dataset
+from sampling_free.utils.files import write_json
 
 sys.path.insert(0, str(REPO))
 train_net = importlib.import_module("train_net")

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import tiny_run
 
 import compare
+from sampling_free.comparison.execute import Workshop
 from sampling_free.comparison.plan import plan, runs_of_configs, with_seeds
 from sampling_free.comparison.precision_recalls import Detections
-from sampling_free.comparison.process import Processes
-from sampling_free.comparison.run import Workshop
-from sampling_free.comparison.side_by_side import SideBySide
+from sampling_free.comparison.schedule import SideBySide
 from sampling_free.comparison.store import Output
+from sampling_free.comparison.subprocesses import Processes
 
 ROOT = Path(__file__).parents[1]
 STUB = str(Path(__file__).parent / "stub_train_net.py")

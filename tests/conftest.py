@@ -12,7 +12,7 @@ from default_cfg import registered
 from triton_on_cpu import DEVICE
 from yaml_files import sets, tiny
 
-from sampling_free.json_file import write_json
+from sampling_free.utils.files import write_json
 
 __all__ = ["registered", "sets", "tiny"]
 
@@ -36,11 +36,11 @@ def device(request, monkeypatch):
     name = request.param.split()[0]
     if name == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
-    module = importlib.import_module(f"sampling_free.kernels.sigmoid_bce_{name}")
+    module = importlib.import_module(f"sampling_free.method.kernels.sigmoid_bce_{name}")
     if name == "triton" and DEVICE == "cpu":
         # Smaller programs: in each the interpreter takes 0.1 ms for a logit, be it there or not.
         monkeypatch.setattr(module, "PLACES", 16)
-    monkeypatch.setattr("sampling_free.classification_loss.kernel_of", lambda _: module)
+    monkeypatch.setattr("sampling_free.method.classification_loss.kernel_of", lambda _: module)
     return KERNELS[request.param]
 
 

@@ -7,7 +7,7 @@ from detectron2.structures import BoxMode
 from tiny import write_dicts
 
 from sampling_free import add_sampling_free_config
-from sampling_free.zoo import model_zoo
+from sampling_free.config.zoo import model_zoo
 
 
 @pytest.fixture

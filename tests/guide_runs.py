@@ -6,8 +6,8 @@ from detectron2.utils.env import seed_all_rng
 from tiny_run import load, only_error, run, write_config
 
 import train_net as script
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer
+from sampling_free.config.load import load_config
+from sampling_free.engine.trainer import LazyTrainer
 
 
 @pytest.fixture(scope="session")

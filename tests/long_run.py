@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from detectron2.utils.events import get_event_storage
 
-from sampling_free.loader import build_replayable_train_loader
+from sampling_free.data.loader import build_replayable_train_loader
 
 needs_proc = pytest.mark.skipif(
     not (os.path.isdir("/proc/self/fd") and os.path.isfile("/proc/self/status")),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from sampling_free.sparse.images import Images
+from sampling_free.counting.sparse.images import Images
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_CLASSES = 10**6  # more than there are objects: each is a class of its own

@@ -15,8 +15,8 @@ from detectron2.utils.env import seed_all_rng
 from half_products import half_products
 from tiny_run import REPO
 
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer
+from sampling_free.config.load import load_config
+from sampling_free.engine.trainer import LazyTrainer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DETECTORS = ("retinanet", "fcos", "atss", "paa", "faster_rcnn", "mask_rcnn", "cascade_rcnn")

@@ -36,7 +36,7 @@ from sampling_free import (
     SamplingFreeRPN,
     SamplingFreeStandardROIHeads,
 )
-from sampling_free.guides import Guide, make_guide
+from sampling_free.method.guides import Guide, make_guide
 
 ROOT = Path(model_zoo.get_config_file("Base-RCNN-FPN.yaml")).parent
 NOT_CONVERTIBLE = {

@@ -13,9 +13,9 @@ from tiny import mapper_of, random_boxes, stock_retinanet, tiny_retinanet, write
 from tiny_detectors import PIXELS, TinyC4, stock_fcos, tiny_fcos, tiny_rcnn
 from torch import nn
 
-from sampling_free.assignment import assignment_of
-from sampling_free.counting import count_anchors
-from sampling_free.errors import BadInput
+from sampling_free.counting.assignment import assignment_of
+from sampling_free.counting.count import count_anchors
+from sampling_free.utils.errors import BadInput
 
 SIZES = [(64, 96), (61, 47), (50, 133), (96, 64), (33, 65)]  # most are no multiples of 32
 NUMS = [4, 1, 6, 0, 3]

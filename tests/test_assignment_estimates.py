@@ -11,8 +11,8 @@ from test_assignment import DETECTORS, NUMS, SIZES, _grid, _rpn_labels
 from tiny import mapper_of, write_dicts
 from tiny_detectors import stock_fcos, tiny_fcos, tiny_rcnn
 
-from sampling_free.counting import count_anchors
-from sampling_free.estimate import dependencies, estimate_prior
+from sampling_free.counting.count import count_anchors
+from sampling_free.counting.estimate import dependencies, estimate_prior
 
 # --- estimate -------------------------------------------------------------------------------------
 

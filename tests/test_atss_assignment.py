@@ -6,7 +6,7 @@ import torch
 from detectron2.structures import Boxes
 from literal_points import atss_literal, center, iou, square_anchors
 
-from sampling_free.atss_assignment import atss_match
+from sampling_free.detectors.atss_assignment import atss_match
 
 
 def _boxes(array):

@@ -10,7 +10,8 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 from tiny_points import points_cfg
 
-from sampling_free import ATSS, PAA, BadInput, SamplingFreeATSS, SamplingFreePAA, convert
+from sampling_free import ATSS, PAA, BadInput, SamplingFreeATSS, SamplingFreePAA
+from sampling_free.config import convert
 
 PAIRS = [(ATSS, SamplingFreeATSS), (PAA, SamplingFreePAA)]
 

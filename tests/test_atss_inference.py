@@ -11,7 +11,7 @@ from tiny_detectors import tiny_fcos
 from tiny_points import CLASSES, SAMPLING_FREE, points_model, raw_outputs
 
 from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 PAIRS = [(ATSS, SamplingFreeATSS), (PAA, SamplingFreePAA)]
 

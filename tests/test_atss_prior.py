@@ -14,10 +14,10 @@ from tiny import batch, log_lines, mapper_of, write_dicts
 from tiny_points import CLASSES, SAMPLING_FREE, points_model
 
 from sampling_free import ATSS, PAA, SamplingFreeATSS
-from sampling_free.assignment import assignment_of
-from sampling_free.counting import count_anchors
-from sampling_free.estimate import dependencies, estimate_prior
-from sampling_free.prior_init import PriorInit
+from sampling_free.counting.assignment import assignment_of
+from sampling_free.counting.count import count_anchors
+from sampling_free.counting.estimate import dependencies, estimate_prior
+from sampling_free.engine.prior_init import PriorInit
 
 SIZES = [(64, 96), (61, 47), (50, 133), (96, 64), (33, 65)]  # most are no multiples of 32
 NUMS = [4, 1, 6, 0, 3]

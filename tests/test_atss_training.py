@@ -18,7 +18,7 @@ from tiny_points import (
 )
 
 from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 INPUTS = {
     "some objects": lambda k: batch(3, 5, num_classes=k),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sampling_free.autocast import training_autocast
+from sampling_free.utils.autocast import training_autocast
 
 
 def poison():

@@ -5,7 +5,7 @@ from tiny import tiny_retinanet
 from tiny_detectors import tiny_fcos
 
 from sampling_free import ATSS, PAA, BadInput, SamplingFreeATSS, SamplingFreePAA, make_guide
-from sampling_free.errors import require_number
+from sampling_free.utils.errors import require_number
 
 OURS = [SamplingFreeATSS, SamplingFreePAA]
 

@@ -12,7 +12,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 
-from sampling_free.best_threshold import (
+from sampling_free.evaluation.best_threshold import (
     FALLBACK_THRESHOLD,
     BestThreshold,
     best_f1,
@@ -22,8 +22,8 @@ from sampling_free.best_threshold import (
     recall_at_precision,
     threshold_from_evaluator,
 )
-from sampling_free.errors import BadInput
-from sampling_free.matches import match_detections
+from sampling_free.evaluation.matching import match_detections
+from sampling_free.utils.errors import BadInput
 
 
 def coco_of(annotations, num_images=2, names=("a", "b")):

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sampling_free import ATSS, PAA, GHMRetinaNet, OHEMRetinaNet
-from sampling_free.captured_heads import captured_heads
-from sampling_free.errors import BadInput
+from sampling_free.diagnosis.heads import captured_heads
+from sampling_free.utils.errors import BadInput
 
 
 def calls_of(model, inputs):

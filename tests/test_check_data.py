@@ -20,7 +20,7 @@ from sampling_free.data.check import (
     require_pixels,
     require_registered,
 )
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 XYXY, XYWH, XYWHA = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS
 BAD_BOXES = [

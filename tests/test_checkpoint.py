@@ -9,9 +9,9 @@ import torch
 from detectron2.modeling.meta_arch import RetinaNet
 from tiny_run import FOCAL, NUM_CLASSES, load, log_lines, run, run_until, trainer, write_config
 
-from sampling_free.checkpoint import NamingCheckpointer
-from sampling_free.engine import LazyTrainer, evaluate_only
-from sampling_free.errors import BadInput
+from sampling_free.checkpoint.checkpointer import NamingCheckpointer
+from sampling_free.engine.trainer import LazyTrainer, evaluate_only
+from sampling_free.utils.errors import BadInput
 
 BIAS = "head.cls_score.bias"
 SHORT = "train.max_iter=2"
@@ -129,7 +129,7 @@ def test_fine_tuning_starts_at_iteration_0_with_a_new_optimizer(tmp_path, saved)
 
 
 def test_a_prior_in_the_config_wins(tmp_path, monkeypatch):
-    monkeypatch.setattr("sampling_free.prior_init.count_anchors", None)
+    monkeypatch.setattr("sampling_free.engine.prior_init.count_anchors", None)
     made, lines = started(write_config(tmp_path), "", "model.prior=0.25", "train.prior_file=none")
     assert torch.allclose(made.model.classifier_bias.detach(), torch.tensor(logit(0.25)))
     assert made.checkpointer.checkpointables["prior"].state_dict()["prior"] == 0.25
@@ -139,7 +139,7 @@ def test_a_prior_in_the_config_wins(tmp_path, monkeypatch):
 def test_a_prior_file_is_read_and_a_stale_one_refused(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     first, _ = started(write_config(tmp_path / "a"), "")
-    monkeypatch.setattr("sampling_free.prior_init.count_anchors", None)
+    monkeypatch.setattr("sampling_free.engine.prior_init.count_anchors", None)
     option = f"train.prior_file={tmp_path}/a/out/prior.json"
     config = write_config(tmp_path / "b")
     again, lines = started(config, "", option)

@@ -5,8 +5,8 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch.nn import functional as F
 
-from sampling_free.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
-from sampling_free.kernels import sigmoid_bce_torch
+from sampling_free.method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
+from sampling_free.method.kernels import sigmoid_bce_torch
 
 
 def _reference(logits, labels):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sampling_free.data.coco_file import read_coco_file
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 
 @pytest.fixture

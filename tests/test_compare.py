@@ -16,10 +16,10 @@ from yaml_files import RETINANET
 
 import compare
 from sampling_free.comparison.plan import plan, runs_of_configs, runs_of_variants, with_seeds
-from sampling_free.comparison.runs import YOUNGER, Run, config_digest, slug, split_overrides
+from sampling_free.comparison.spec import YOUNGER, Run, config_digest, slug, split_overrides
 from sampling_free.comparison.thresholds import score_thresholds, shared_settings, usual_settings
-from sampling_free.config import TRAIN_DEFAULTS, load_config
-from sampling_free.errors import BadInput
+from sampling_free.config.load import TRAIN_DEFAULTS, load_config
+from sampling_free.utils.errors import BadInput
 
 
 @pytest.fixture
@@ -211,8 +211,8 @@ class TestPlan:
 
     def test_the_digest_is_the_same_in_another_process(self, stage):
         code = (
-            "import sys; from sampling_free.config import load_config; "
-            "from sampling_free.comparison.runs import config_digest; "
+            "import sys; from sampling_free.config.load import load_config; "
+            "from sampling_free.comparison.spec import config_digest; "
             "print(config_digest(load_config(sys.argv[1])))"
         )
         done = subprocess.run(

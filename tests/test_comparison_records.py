@@ -7,7 +7,7 @@ import pytest
 from comparisons import make_stage
 
 from sampling_free.comparison.records import Records, read_records
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 
 @pytest.fixture

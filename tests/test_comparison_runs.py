@@ -12,10 +12,10 @@ from detectron2.modeling.backbone import FPN
 from stub_train_net import CRASHES, DIVERGES
 
 import compare
-from sampling_free.comparison.runs import Run, is_record_of
+from sampling_free.comparison.spec import Run, is_record_of
 from sampling_free.comparison.store import Output
-from sampling_free.errors import BadInput
-from sampling_free.json_file import write_json
+from sampling_free.utils.errors import BadInput
+from sampling_free.utils.files import write_json
 
 
 @pytest.fixture

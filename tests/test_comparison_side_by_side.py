@@ -15,11 +15,11 @@ from stub_train_net import HANGS
 from sampling_free.comparison import outcome
 from sampling_free.comparison.lock import Lock
 from sampling_free.comparison.precision_recalls import curves_of_classes, interpolated
-from sampling_free.comparison.process import Processes, Stopped
 from sampling_free.comparison.store import read_json, result_of
-from sampling_free.errors import BadInput
-from sampling_free.json_file import write_json
-from sampling_free.matches import Matches
+from sampling_free.comparison.subprocesses import Processes, Stopped
+from sampling_free.evaluation.matching import Matches
+from sampling_free.utils.errors import BadInput
+from sampling_free.utils.files import write_json
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ class TestSideBySide:
                 raise OSError(28, "No space left on device")
             write_json(path, value, indent)
 
-        monkeypatch.setattr("sampling_free.comparison.run.write_json", write)
+        monkeypatch.setattr("sampling_free.comparison.execute.write_json", write)
         plans, work = planned(stage, (0, 1)), side_by_side()
 
         def full():
@@ -86,7 +86,7 @@ class TestSideBySide:
             if len(waited) == 3:
                 lock.release()
 
-        monkeypatch.setattr("sampling_free.comparison.side_by_side.time.sleep", sleep)
+        monkeypatch.setattr("sampling_free.comparison.schedule.time.sleep", sleep)
         records = side_by_side().run(plans, "")
         assert [r["seed"] for r in records] == [0, 1]
         order = [w for call in stage.calls() for w in call if w.startswith("train.seed")]

@@ -17,7 +17,7 @@ from sampling_free.comparison.summary import (
     verdict,
 )
 from sampling_free.comparison.table import markdown, summary_table
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 
 def record(variant, seed, ap=None, rate=None, **more):

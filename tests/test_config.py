@@ -9,9 +9,9 @@ from detectron2.data import DatasetCatalog
 from omegaconf import OmegaConf
 from tiny_run import REPO, write_config
 
-from sampling_free import config as config_module
-from sampling_free.config import TRAIN_DEFAULTS, load_config
-from sampling_free.errors import BadInput
+from sampling_free.config import load as config_module
+from sampling_free.config.load import TRAIN_DEFAULTS, load_config
+from sampling_free.utils.errors import BadInput
 
 R50 = str(REPO / "configs" / "retinanet" / "retinanet_R_50_FPN_1x.py")
 

@@ -30,9 +30,9 @@ from sampling_free import (
     SamplingFreeRPN,
     SamplingFreeStandardROIHeads,
 )
-from sampling_free.config import load_config
-from sampling_free.datasets import num_classes_of
-from sampling_free.loader import build_replayable_train_loader
+from sampling_free.config.load import load_config
+from sampling_free.data.datasets import num_classes_of
+from sampling_free.data.loader import build_replayable_train_loader
 
 FOLDER = REPO / "configs"
 WHOLE = sorted(p for p in FOLDER.rglob("*.py") if p.parent.name != "common")

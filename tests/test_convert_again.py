@@ -26,10 +26,8 @@ from small_zoo import (
 )
 from test_convert import converted
 
-from sampling_free import (
-    add_sampling_free_config,
-    convert,
-)
+from sampling_free import add_sampling_free_config
+from sampling_free.config import convert
 
 # Names instead of classes, as a saved config has them ------------------------------------------
 

@@ -27,11 +27,8 @@ from small_zoo import (
 )
 from torch import nn
 
-from sampling_free import (
-    BadInput,
-    SamplingFreeRetinaNet,
-    convert,
-)
+from sampling_free import BadInput, SamplingFreeRetinaNet
+from sampling_free.config import convert
 
 # Refusals --------------------------------------------------------------------------------------
 

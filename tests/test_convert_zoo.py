@@ -30,7 +30,8 @@ from small_zoo import (
 )
 from torch import nn
 
-from sampling_free import BadInput, convert
+from sampling_free import BadInput
+from sampling_free.config import convert
 
 # Every config of Detectron2 --------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from tiny import (
     write_dicts,
 )
 
-from sampling_free.counting import count_anchors, padded_size
-from sampling_free.errors import BadInput
+from sampling_free.counting.count import count_anchors, padded_size
+from sampling_free.utils.errors import BadInput
 
 SIZES = [(64, 96), (61, 47), (50, 133), (96, 64), (33, 65)]  # most are no multiples of 32
 NUMS = [4, 1, 6, 0, 3]

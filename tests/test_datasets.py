@@ -20,9 +20,9 @@ from sound_data import CocoData
 from tiny import log_lines
 from tiny_run import NUM_CLASSES, NUM_TRAIN, NUM_VAL, run, trainer, write_config
 
-from sampling_free.config import load_config
+from sampling_free.config.load import load_config
 from sampling_free.data import register_coco
-from sampling_free.datasets import (
+from sampling_free.data.datasets import (
     check_ground_truth,
     check_image_files,
     check_test_classes,
@@ -31,8 +31,8 @@ from sampling_free.datasets import (
     load_dataset,
     num_classes_of,
 )
-from sampling_free.datasets import test_loader as make_test_loader
-from sampling_free.errors import BadInput
+from sampling_free.data.datasets import test_loader as make_test_loader
+from sampling_free.utils.errors import BadInput
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from detectron2.config import LazyConfig, instantiate
 from PIL import Image
 
 import demo
-from sampling_free.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
+from sampling_free.evaluation.best_threshold import FALLBACK_THRESHOLD, FILE_NAME, BestThreshold
 
 # Finds three things in every picture: its left half, its right half, all of it.
 CONFIG = """

@@ -10,9 +10,9 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 from fvcore.nn import sigmoid_focal_loss_jit
 from tiny_run import FOCAL, load, log_lines, metrics, run, run_until, same, trainer, write_config
 
-from sampling_free.engine import LazyTrainer, evaluate_only
-from sampling_free.errors import BadInput, NonFiniteLoss
-from sampling_free.hooks import StatefulBestCheckpointer
+from sampling_free.engine.hooks import StatefulBestCheckpointer
+from sampling_free.engine.trainer import LazyTrainer, evaluate_only
+from sampling_free.utils.errors import BadInput, NonFiniteLoss
 
 STEPS = """
 from fvcore.common.param_scheduler import MultiStepParamScheduler
@@ -136,7 +136,7 @@ def test_without_a_checkpoint_resume_starts_anew(tmp_path, resume):
 def test_resuming_and_evaluating_measure_no_prior(tmp_path, monkeypatch):
     config = write_config(tmp_path)
     prior = run(config, "train.max_iter=3").model.prior
-    monkeypatch.setattr("sampling_free.prior_init.count_anchors", None)
+    monkeypatch.setattr("sampling_free.engine.prior_init.count_anchors", None)
     (tmp_path / "out" / "prior.json").unlink()
     resumed = run(
         config, "train.max_iter=4", "dataloader.train.dataset.filter_empty=True", resume=True

@@ -3,7 +3,7 @@
 import pytest
 
 from sampling_free import BadInput
-from sampling_free.errors import printable, require_writable, require_writable_folder
+from sampling_free.utils.errors import printable, require_writable, require_writable_folder
 
 
 def test_a_file_in_a_new_folder_can_be_written(tmp_path):

@@ -10,11 +10,11 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from tiny import mapper_of, tiny_retinanet, write_dicts
 
-from sampling_free.config import load_config
-from sampling_free.datasets import dataset_names, load_dataset
-from sampling_free.errors import BadInput
-from sampling_free.estimate import PriorEstimate, dependencies, estimate_prior
-from sampling_free.prior import bias_to_prior
+from sampling_free.config.load import load_config
+from sampling_free.counting.estimate import PriorEstimate, dependencies, estimate_prior
+from sampling_free.data.datasets import dataset_names, load_dataset
+from sampling_free.method.prior import bias_to_prior
+from sampling_free.utils.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 NAME = "test_estimate_train"

@@ -9,12 +9,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny import log_lines
 
-from sampling_free.data.evaluated import (
-    check_evaluated_boxes,
-    check_evaluated_masks,
-    warn_if_bare,
-)
-from sampling_free.errors import BadInput
+from sampling_free.data.evaluated import check_evaluated_boxes, check_evaluated_masks, warn_if_bare
+from sampling_free.utils.errors import BadInput
 
 BOX = [5.0, 5.0, 20.0, 10.0]
 

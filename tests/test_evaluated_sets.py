@@ -10,13 +10,13 @@ from detectron2.evaluation import COCOEvaluator
 from tiny_run import error_line, load, metrics, run, train_net, trainer, write_config
 from yaml_files import RETINANET
 
-from sampling_free.best_threshold import BestThreshold
-from sampling_free.config import load_config
-from sampling_free.datasets import dataset_names
-from sampling_free.engine import LazyTrainer, evaluate_only
-from sampling_free.errors import BadInput
-from sampling_free.evaluated_sets import each_test_set
-from sampling_free.yaml_config import lazy_from_cfg_node, read_cfg_node
+from sampling_free.config.cfg_node import lazy_from_cfg_node, read_cfg_node
+from sampling_free.config.load import load_config
+from sampling_free.data.datasets import dataset_names
+from sampling_free.engine.trainer import LazyTrainer, evaluate_only
+from sampling_free.evaluation.best_threshold import BestThreshold
+from sampling_free.evaluation.test_sets import each_test_set
+from sampling_free.utils.errors import BadInput
 
 # The second has the images of the training set, and other scores.
 TWO = """

@@ -16,11 +16,11 @@ import evidence_plan as plan
 import evidence_rates
 import evidence_tables
 from sampling_free.comparison.plan import runs_of_variants
-from sampling_free.config import load_config
-from sampling_free.datasets import load_dataset
-from sampling_free.errors import BadInput
-from sampling_free.estimate import estimate_prior
-from sampling_free.prior import optimal_prior
+from sampling_free.config.load import load_config
+from sampling_free.counting.estimate import estimate_prior
+from sampling_free.data.datasets import load_dataset
+from sampling_free.method.prior import optimal_prior
+from sampling_free.utils.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs/evidence").glob("*.py"))

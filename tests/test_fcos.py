@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sampling_free import SamplingFreeFCOS
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 WEIGHTS = ["uniform", "centerness"]
 KEYS = ["loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"]

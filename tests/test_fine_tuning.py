@@ -16,8 +16,9 @@ from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from tiny import WIDTH, batch, log_lines, mapper_of, stock_retinanet, tiny_retinanet, write_dicts
 from tiny_detectors import PIXELS, rcnn_batch, stock_fcos, tiny_fcos, tiny_rcnn
 
-from sampling_free import BadInput, PriorInit, prior_init
-from sampling_free.estimate import PriorEstimate
+from sampling_free import BadInput, PriorInit
+from sampling_free.counting.estimate import PriorEstimate
+from sampling_free.engine import prior_init
 
 NAME = "test_fine_tuning_train"
 RPN = "proposal_generator.rpn_head.objectness_logits.bias"
@@ -51,7 +52,7 @@ def train(model, hook, kind="faster", start_iter=0, num=1, lr=0.0):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     trainer = SimpleTrainer(model, [rcnn_batch(3, 2, kind=kind)], optimizer)
     trainer.register_hooks([hook])
-    with log_lines("sampling_free.prior_init") as lines:
+    with log_lines("sampling_free.engine.prior_init") as lines:
         trainer.train(start_iter, start_iter + num)
     trainer.lines = lines
     return trainer
@@ -293,7 +294,7 @@ class TestFasterRCNN:
         hook = PriorInit(dicts, flipping, NAME)
         hook.trainer = SimpleNamespace(model=model, start_iter=0)
         states = torch.get_rng_state(), np.random.get_state()[1].copy()
-        with log_lines("sampling_free.prior_init") as lines:
+        with log_lines("sampling_free.engine.prior_init") as lines:
             hook.before_train()
         only(lines, HEAD, "stays")
         assert torch.equal(torch.get_rng_state(), states[0])

@@ -15,7 +15,8 @@ from detectron2.engine import DefaultTrainer
 from test_fine_tuning import HEAD, PREDICTOR, RPN, assert_filled, bias, with_own_biases
 from tiny import mapper_of
 
-from sampling_free import PriorInit, prior_init
+from sampling_free import PriorInit
+from sampling_free.engine import prior_init
 
 # Detectron2's own trainer, driven by a YAML config
 

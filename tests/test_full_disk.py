@@ -8,8 +8,8 @@ import torch
 from tiny_run import error_line, load, metrics, only_error, run, same, train_net, write_config
 
 from sampling_free.cli import one_line_errors
-from sampling_free.errors import BadInput, disk_fault
-from sampling_free.whole_file import written_whole
+from sampling_free.utils.errors import BadInput, disk_fault
+from sampling_free.utils.files import written_whole
 
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 SHORT = ["train.max_iter=4", "train.checkpointer.period=2"]

@@ -33,12 +33,12 @@ from sampling_free.baselines.ghm import GHMC
 from sampling_free.baselines.ohem import hard_examples
 from sampling_free.baselines.roi_heads import proposal_losses
 from sampling_free.baselines.rpn import GHMRPN, OHEMRPN
-from sampling_free.classification_loss import (
+from sampling_free.method.classification_loss import (
     cross_entropy_gradient_norm,
     sigmoid_bce_gradient_norm,
 )
-from sampling_free.guided_loss import MAX_RATIO, guide_ratio, guided_losses
-from sampling_free.guides import FrozenGuide
+from sampling_free.method.guided_loss import MAX_RATIO, guide_ratio, guided_losses
+from sampling_free.method.guides import FrozenGuide
 
 LEVELS = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]  # of an image of SIZE, at strides 8 to 128
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sampling_free import GHMC, BadInput
 from sampling_free.baselines import ghm
 from sampling_free.baselines.signed_logits import signed_logits
-from sampling_free.classification_loss import sigmoid_bce_all
+from sampling_free.method.classification_loss import sigmoid_bce_all
 
 
 class Literal:

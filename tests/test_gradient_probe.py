@@ -19,8 +19,8 @@ from torch import nn
 from sampling_free.baselines.retinanet import GHMRetinaNet, OHEMRetinaNet
 from sampling_free.baselines.roi_heads import OHEMStandardROIHeads
 from sampling_free.baselines.rpn import GHMRPN, OHEMRPN
-from sampling_free.errors import BadInput
-from sampling_free.gradient_probe import BINS, LOWEST, PARTS, measure, score_histograms
+from sampling_free.diagnosis.gradients import BINS, LOWEST, PARTS, measure, score_histograms
+from sampling_free.utils.errors import BadInput
 
 NUMS = [(3, 2), (2, 0), (0, 0)]
 

@@ -5,8 +5,8 @@ import torch
 from detectron2.utils.events import EventStorage
 from tiny import log_lines
 
-from sampling_free.guide_log import GuideLog
-from sampling_free.guided_loss import GuidedLosses
+from sampling_free.detectors.guide_log import GuideLog
+from sampling_free.method.guided_loss import GuidedLosses
 
 
 class TestGuideLog:
@@ -29,7 +29,7 @@ class TestGuideLog:
         storage = SimpleNamespace(put_scalars=dict, put_scalar=lambda *args, **kwargs: None)
         warned_at = []
         for i, num_foreground in enumerate(pattern):
-            with log_lines("sampling_free.guide_log") as lines:
+            with log_lines("sampling_free.detectors.guide_log") as lines:
                 log.write(self._losses(num_foreground), storage, {})
             warned_at += [i] * len(lines)
         return log, warned_at
@@ -91,7 +91,7 @@ class TestGuideLog:
     def test_the_warning_names_the_head(self):
         storage = SimpleNamespace(put_scalars=dict, put_scalar=lambda *args, **kwargs: None)
         log = GuideLog("rpn")
-        with log_lines("sampling_free.guide_log") as lines:
+        with log_lines("sampling_free.detectors.guide_log") as lines:
             for _ in range(60):
                 log.write(self._losses(0), storage, {})
         assert len(lines) == 1 and "guide/rpn/empty_batches: 100% of 50 batches" in lines[0]

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sampling_free import guided_loss
-from sampling_free.errors import BadInput
-from sampling_free.guided_loss import guide_ratio
-from sampling_free.guides import make_guide
+from sampling_free.method import guided_loss
+from sampling_free.method.guided_loss import guide_ratio
+from sampling_free.method.guides import make_guide
+from sampling_free.utils.errors import BadInput
 
 # Rows of a made-up batch, one per image and so many foreground samples in each.
 INPUTS = torch.randn(8, 5, generator=torch.Generator().manual_seed(7))

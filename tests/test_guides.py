@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from sampling_free import BadInput, guided_losses, make_guide
-from sampling_free.classification_loss import (
+from sampling_free.method.classification_loss import (
     cross_entropy_gradient_norm,
     sigmoid_bce_gradient_norm,
 )
-from sampling_free.guides import gradient_norms
+from sampling_free.method.guides import gradient_norms
 
 TINY_LOGIT = math.log(1e-7) - math.log1p(-1e-7)
 TYPES = [torch.float32, torch.float16, torch.bfloat16]

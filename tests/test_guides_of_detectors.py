@@ -9,8 +9,8 @@ from tiny import batch, stock_retinanet, tiny_retinanet, train_step
 from tiny_detectors import ROI_HEADS, rcnn_batch, stock_fcos, tiny_fcos, tiny_rcnn
 
 from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA
-from sampling_free.checkpoint import NamingCheckpointer, load_trained
-from sampling_free.guides import FrozenGuide
+from sampling_free.checkpoint.checkpointer import NamingCheckpointer, load_trained
+from sampling_free.method.guides import FrozenGuide
 
 POINTS = {"fcos": (), "atss": (SamplingFreeATSS,), "paa": (SamplingFreePAA,)}
 STOCK = {

@@ -17,7 +17,7 @@ from tiny_run import (
 )
 from yaml_files import FASTER, RETINANET
 
-from sampling_free.config import load_config
+from sampling_free.config.load import load_config
 
 pytest_plugins = ["guide_runs"]
 

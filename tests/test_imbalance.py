@@ -10,10 +10,15 @@ from matplotlib.image import imread
 from tiny import batch, stock_retinanet
 from tiny_detectors import rcnn_batch, stock_fcos, tiny_rcnn
 
-from sampling_free.estimate import PriorEstimate
-from sampling_free.gradient_probe import HeadMeasurement, Measurement, measure, score_histograms
-from sampling_free.imbalance import FAR, Imbalance, verdicts
-from sampling_free.imbalance_plot import plot_imbalance
+from sampling_free.counting.estimate import PriorEstimate
+from sampling_free.diagnosis.gradients import (
+    HeadMeasurement,
+    Measurement,
+    measure,
+    score_histograms,
+)
+from sampling_free.diagnosis.plot import plot_imbalance
+from sampling_free.diagnosis.report import FAR, Imbalance, verdicts
 
 
 def made_up_head(**changes):

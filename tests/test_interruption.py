@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_run import FOCAL, load, metrics, run, same, trainer, write_config
 
-from sampling_free.engine import LazyTrainer
-from sampling_free.errors import BadInput
-from sampling_free.hooks import ResumableWriter
-from sampling_free.interruption import SIGNALS, Interrupted, Interruption, passed_on
+from sampling_free.engine.hooks import ResumableWriter
+from sampling_free.engine.trainer import LazyTrainer
+from sampling_free.utils.errors import BadInput
+from sampling_free.utils.signals import SIGNALS, Interrupted, Interruption, passed_on
 
 LONG = ["train.max_iter=9", "train.log_period=2", "train.eval_period=4"]
 BEST = ["train.best_metric=bbox/AP"]

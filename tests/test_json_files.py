@@ -18,13 +18,13 @@ import estimate_prior as estimate_prior_script
 import list_knobs
 import pick_threshold
 from sampling_free.comparison.outcome import read_metrics
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer, evaluate_only
-from sampling_free.errors import BadInput
-from sampling_free.estimate import PriorEstimate, dependencies, estimate_prior
-from sampling_free.json_file import write_json
-from sampling_free.metrics_file import StrictJSONWriter, cut
-from sampling_free.training_plot import plot_training
+from sampling_free.config.load import load_config
+from sampling_free.counting.estimate import PriorEstimate, dependencies, estimate_prior
+from sampling_free.engine.metrics_file import StrictJSONWriter, cut
+from sampling_free.engine.trainer import LazyTrainer, evaluate_only
+from sampling_free.engine.training_plot import plot_training
+from sampling_free.utils.errors import BadInput
+from sampling_free.utils.files import write_json
 
 NAN, INF = float("nan"), float("inf")
 FCOS = ["MODEL.META_ARCHITECTURE", "SamplingFreeFCOS", "MODEL.SAMPLING_FREE.FCOS.NORM", ""]

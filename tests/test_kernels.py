@@ -16,12 +16,12 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch.nn import functional as F
 
-from sampling_free import kernels
-from sampling_free.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
-from sampling_free.kernels import sigmoid_bce_torch
+from sampling_free.method import kernels
+from sampling_free.method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
+from sampling_free.method.kernels import sigmoid_bce_torch
 
 if importlib.util.find_spec("triton") is not None:
-    from sampling_free.kernels import sigmoid_bce_triton
+    from sampling_free.method.kernels import sigmoid_bce_triton
 
     OWN_PLACES = sigmoid_bce_triton.PLACES
 
@@ -343,7 +343,7 @@ def test_which_kernel(monkeypatch, is_cuda, has_triton, name):
         pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(kernels, "_has_triton", lambda: has_triton)
     kernel = kernels.kernel_of(SimpleNamespace(is_cuda=is_cuda))
-    assert kernel.__name__ == f"sampling_free.kernels.sigmoid_bce_{name}"
+    assert kernel.__name__ == f"sampling_free.method.kernels.sigmoid_bce_{name}"
 
 
 COMPILE = """

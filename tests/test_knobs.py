@@ -17,7 +17,7 @@ from test_configs import BASELINES, FOLDER, SAMPLING_FREE, WHOLE, cases, config
 
 import list_knobs as tool
 from sampling_free import BadInput
-from sampling_free.config import load_config
+from sampling_free.config.load import load_config
 from sampling_free.knobs import list_knobs
 
 FOCAL = {

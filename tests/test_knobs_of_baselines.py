@@ -21,7 +21,7 @@ from test_knobs import (
 from sampling_free.baselines.retinanet import GHMRetinaNet, OHEMRetinaNet
 from sampling_free.baselines.roi_heads import OHEMStandardROIHeads
 from sampling_free.baselines.rpn import GHMRPN, OHEMRPN
-from sampling_free.config import load_config
+from sampling_free.config.load import load_config
 from sampling_free.knobs import list_knobs
 
 # The baselines --------------------------------------------------------------------------------

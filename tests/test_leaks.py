@@ -23,12 +23,12 @@ from test_skip_nonfinite import HOWS, Poison, make, train
 from tiny import batch, mapper_of, tiny_retinanet, write_dicts
 from tiny_run import run, run_until, trainer, write_config
 
-from sampling_free import sparse_counting
-from sampling_free.counting import count_anchors
-from sampling_free.engine import LazyTrainer
-from sampling_free.gradient_probe import measure
-from sampling_free.hooks import ShortHistories
-from sampling_free.loader import build_replayable_train_loader
+from sampling_free.counting import sparse_count as sparse_counting
+from sampling_free.counting.count import count_anchors
+from sampling_free.data.loader import build_replayable_train_loader
+from sampling_free.diagnosis.gradients import measure
+from sampling_free.engine.hooks import ShortHistories
+from sampling_free.engine.trainer import LazyTrainer
 
 # What a short training does at most.
 ALL = ["train.eval_period=3", "train.monitor_period=2", "train.num_pictures=2"]

@@ -13,9 +13,9 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from PIL import Image, features
 
-from sampling_free import loader as loader_module
-from sampling_free.errors import BadInput
-from sampling_free.loader import ReadOrName, build_replayable_train_loader
+from sampling_free.data import loader as loader_module
+from sampling_free.data.loader import ReadOrName, build_replayable_train_loader
+from sampling_free.utils.errors import BadInput
 
 # Every third image is tall.
 IMAGES = [

@@ -6,12 +6,12 @@ from omegaconf import OmegaConf
 from tiny_run import log_lines, metrics, trainer, write_config
 from yaml_files import zoo
 
-from sampling_free.config import load_config
-from sampling_free.errors import BadInput
-from sampling_free.lr_scaling import linear_factor, scale_learning_rates
-from sampling_free.yaml_config import lazy_from_cfg_node
+from sampling_free.config.cfg_node import lazy_from_cfg_node
+from sampling_free.config.load import load_config
+from sampling_free.engine.lr_scaling import linear_factor, scale_learning_rates
+from sampling_free.utils.errors import BadInput
 
-LOG = "sampling_free.lr_scaling"
+LOG = "sampling_free.engine.lr_scaling"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as mask_util
 
 from sampling_free.data.masks import is_sound_mask, run_lengths
-from sampling_free.data.synthetic import run_lengths as raw_run_lengths
+from sampling_free.data.synthetic.generate import run_lengths as raw_run_lengths
 
 SQUARE = [1.0, 1, 5, 1, 5, 5, 1, 5]
 

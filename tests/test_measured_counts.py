@@ -19,14 +19,14 @@ from tiny_detectors import tiny_fcos, tiny_rcnn
 from tiny_run import call_main, run, write_config
 
 import estimate_prior as tool
-from sampling_free import measured_counts
-from sampling_free.config import load_config
-from sampling_free.errors import BadInput
-from sampling_free.estimate import PriorEstimate, dependencies, estimate_prior
-from sampling_free.loader import ReadOrName, build_replayable_train_loader
-from sampling_free.measured_counts import measure_counts, source_of
-from sampling_free.preflight import check_imbalance
-from sampling_free.prior_init import PriorInit
+from sampling_free.config.load import load_config
+from sampling_free.counting import measured_count as measured_counts
+from sampling_free.counting.estimate import PriorEstimate, dependencies, estimate_prior
+from sampling_free.counting.measured_count import measure_counts, source_of
+from sampling_free.data.loader import ReadOrName, build_replayable_train_loader
+from sampling_free.diagnosis.check import check_imbalance
+from sampling_free.engine.prior_init import PriorInit
+from sampling_free.utils.errors import BadInput
 
 NAME = "test_measured_counts_train"
 SHORT = {"max_images": 40, "progress": False}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sampling_free.metrics_file import cut, put_aside
+from sampling_free.engine.metrics_file import cut, put_aside
 
 
 def line(iteration, **values):

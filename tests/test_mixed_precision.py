@@ -31,12 +31,17 @@ from sampling_free import (
     SamplingFreePAA,
     SamplingFreeRPN,
 )
-from sampling_free.baselines.fcos import losses_in_float32
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer
-from sampling_free.guides import Guide
-from sampling_free.prior import bias_to_prior, prior_to_bias, softmax_prior_to_bias, start_loss
-from sampling_free.step import DTYPES, PrecisionTrainer
+from sampling_free.config.load import DTYPES, load_config
+from sampling_free.engine.float32_losses import losses_in_float32
+from sampling_free.engine.step import PrecisionTrainer
+from sampling_free.engine.trainer import LazyTrainer
+from sampling_free.method.guides import Guide
+from sampling_free.method.prior import (
+    bias_to_prior,
+    prior_to_bias,
+    softmax_prior_to_bias,
+    start_loss,
+)
 
 PRIOR = 1e-7
 NUM_CLASSES = 3

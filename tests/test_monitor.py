@@ -18,12 +18,12 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from yaml_files import FASTER, RETINANET
 
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer
-from sampling_free.errors import BadInput
-from sampling_free.gradient_probe import BINS, measure
-from sampling_free.monitor import FILE_NAME, ImbalanceMonitor, scalars
-from sampling_free.prior_init import PriorInit
+from sampling_free.config.load import load_config
+from sampling_free.diagnosis.gradients import BINS, measure
+from sampling_free.diagnosis.monitor import FILE_NAME, ImbalanceMonitor, scalars
+from sampling_free.engine.prior_init import PriorInit
+from sampling_free.engine.trainer import LazyTrainer
+from sampling_free.utils.errors import BadInput
 
 ON = "train.monitor_period=2"
 
@@ -188,7 +188,7 @@ def test_what_stops_the_training_before_it_began_is_what_is_seen(tmp_path, monke
 
 
 def test_a_model_that_it_does_not_know_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("sampling_free.captured_heads.KINDS", ())
+    monkeypatch.setattr("sampling_free.diagnosis.heads.KINDS", ())
     with pytest.raises(BadInput, match="SamplingFreeRetinaNet: no head that is known"):
         run(write_config(tmp_path), ON)
 

@@ -11,7 +11,7 @@ from tiny import batch, train_step
 from tiny_points import as_levels, paa_targets, points_model, raw_outputs
 
 from sampling_free import PAA, BadInput, SamplingFreePAA
-from sampling_free.step import PrecisionTrainer
+from sampling_free.engine.step import PrecisionTrainer
 
 CLASSES = [PAA, SamplingFreePAA]
 LEVELS = square_anchors((64, 96))

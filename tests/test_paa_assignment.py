@@ -5,8 +5,8 @@ from detectron2.structures import Boxes, Instances
 from literal_points import paa_literal, split_literal, two_gaussians, vote_literal
 from sklearn.mixture import GaussianMixture
 
-from sampling_free.paa_assignment import num_positives, paa_match
-from sampling_free.score_voting import vote
+from sampling_free.detectors.paa_assignment import num_positives, paa_match
+from sampling_free.detectors.score_voting import vote
 
 # --- the split of an object's candidates ----------------------------------------------------------
 

@@ -10,11 +10,11 @@ from pycocotools.coco import COCO
 from tiny_run import NUM_CLASSES, call_main, only_error, write_config
 
 import pick_threshold as script
-from sampling_free.best_threshold import BestThreshold, best_f1_threshold
-from sampling_free.checkpoint import NamingCheckpointer
-from sampling_free.config import load_config
-from sampling_free.datasets import dataset_names
-from sampling_free.engine import LazyTrainer
+from sampling_free.checkpoint.checkpointer import NamingCheckpointer
+from sampling_free.config.load import load_config
+from sampling_free.data.datasets import dataset_names
+from sampling_free.engine.trainer import LazyTrainer
+from sampling_free.evaluation.best_threshold import BestThreshold, best_f1_threshold
 
 EVERYTHING = "model.test_score_thresh=0.0"  # an untrained model scores low
 

@@ -8,8 +8,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from tiny import log_lines
 
-from sampling_free import pictures
-from sampling_free.pictures import (
+from sampling_free.evaluation import pictures
+from sampling_free.evaluation.pictures import (
     MARGIN,
     MAX_CELL,
     _grid,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sampling_free.best_threshold import pick_threshold
-from sampling_free.matches import Matches
-from sampling_free.precision_recall_plot import NUM_NAMED, plot_precision_recall
+from sampling_free.evaluation.best_threshold import pick_threshold
+from sampling_free.evaluation.matching import Matches
+from sampling_free.evaluation.precision_recall_plot import NUM_NAMED, plot_precision_recall
 
 
 def of_quality(num_objects, share=0.5):

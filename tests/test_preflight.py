@@ -9,14 +9,14 @@ from tiny_run import FOCAL, log_lines, run, write_config
 from torch import nn
 from yaml_files import C4, FASTER, RETINANET
 
-from sampling_free import preflight
-from sampling_free.config import load_config
-from sampling_free.errors import BadInput
-from sampling_free.estimate import estimate_prior
-from sampling_free.gradient_probe import measure
-from sampling_free.imbalance import Imbalance, verdicts
-from sampling_free.preflight import check_imbalance
-from sampling_free.prior import start_loss
+from sampling_free.config.load import load_config
+from sampling_free.counting.estimate import estimate_prior
+from sampling_free.diagnosis import check as preflight
+from sampling_free.diagnosis.check import check_imbalance
+from sampling_free.diagnosis.gradients import measure
+from sampling_free.diagnosis.report import Imbalance, verdicts
+from sampling_free.method.prior import start_loss
+from sampling_free.utils.errors import BadInput
 
 
 def check(config, *overrides, **kwargs):

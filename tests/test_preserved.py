@@ -13,8 +13,8 @@ from tiny import batch, log_lines, stock_retinanet, tiny_retinanet
 from tiny_detectors import rcnn_batch, tiny_fcos, tiny_rcnn
 from torch import nn
 
-from sampling_free.gradient_probe import measure
-from sampling_free.preserved import preserved
+from sampling_free.diagnosis.gradients import measure
+from sampling_free.utils.models import preserved
 
 
 def generators():
@@ -174,7 +174,7 @@ def test_an_exception_within_leaves_the_detector_whole(case, monkeypatch):
         model(inputs)
         before = state(model)
         numbers = dict(storage.latest())
-        monkeypatch.setattr("sampling_free.gradient_probe.score_histograms", lambda *a: 1 / 0)
+        monkeypatch.setattr("sampling_free.diagnosis.gradients.score_histograms", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             measure(model, inputs)
         assert_same(before, state(model))

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from sampling_free.prior import (
+from sampling_free.method.prior import (
     bias_to_prior,
     class_priors,
     optimal_prior,

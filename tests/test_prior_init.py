@@ -12,10 +12,10 @@ from detectron2.utils.events import EventStorage
 from tiny import batch, log_lines, mapper_of, stock_retinanet, tiny_retinanet, write_dicts
 from tiny_detectors import tiny_fcos, tiny_rcnn
 
-from sampling_free import prior_init
-from sampling_free.errors import BadInput
-from sampling_free.estimate import PriorEstimate, dependencies, estimate_prior
-from sampling_free.prior_init import PriorInit
+from sampling_free.counting.estimate import PriorEstimate, dependencies, estimate_prior
+from sampling_free.engine import prior_init
+from sampling_free.engine.prior_init import PriorInit
+from sampling_free.utils.errors import BadInput
 
 NAME = "test_prior_init_train"
 BIAS = "head.cls_score.bias"

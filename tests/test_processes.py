@@ -16,8 +16,8 @@ from patience import PATIENCE
 from tiny_run import REPO, command, environment, load, same, write_config
 
 from sampling_free import SamplingFreeRetinaNet
-from sampling_free.errors import BadInput
-from sampling_free.processes import start
+from sampling_free.engine.launch import start
+from sampling_free.utils.errors import BadInput
 
 FAILING = "import test_processes\nmodel._target_ = test_processes.Failing{}\n"
 LINE = "the third step of process 1"

@@ -14,7 +14,7 @@ from sound_data import CatalogData
 from torch.utils.data import Dataset
 
 from sampling_free.data.records import CheckedSource, check_at_source, readable_records
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 OUTLINE = [5, 5, 25, 5, 25, 20, 5, 20]
 PAIRS = [(5, 5), (25, 5), (25, 20), (5, 20)]

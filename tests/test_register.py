@@ -25,7 +25,7 @@ from sampling_free.data import (
     register_synthetic,
     register_voc,
 )
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 CLASSES = ["ant", "bee"]
 TINY = {"train_images": 4, "val_images": 6, "empty": 0.0, "crowd": 0.5}

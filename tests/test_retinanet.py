@@ -6,8 +6,8 @@ from fvcore.nn import giou_loss
 from tiny import anchor_order, batch, stock_retinanet, tiny_retinanet, train_step
 from torch import nn
 
-from sampling_free.errors import BadInput
-from sampling_free.prior import start_loss
+from sampling_free.method.prior import start_loss
+from sampling_free.utils.errors import BadInput
 
 
 def _independent_losses(model, inputs):

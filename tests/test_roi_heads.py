@@ -14,10 +14,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from sampling_free import (
-    BadInput,
-    SamplingFreeFastRCNNOutputLayers,
-)
+from sampling_free import BadInput, SamplingFreeFastRCNNOutputLayers
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SIZE = (64, 96)

@@ -11,7 +11,7 @@ from tiny_detectors import tiny_rcnn
 from torch import nn
 from torch.nn import functional as F
 
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 KEYS = ["loss_rpn_cls", "loss_rpn_loc"]
 EVERYTHING = 10**6  # anchors sampled by stock of each image: all of them

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sampling_free.safe_pickle import NotPlain, require_plain
+from sampling_free.checkpoint.pickles import NotPlain, require_plain
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

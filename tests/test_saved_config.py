@@ -6,9 +6,9 @@ from detectron2.utils.env import seed_all_rng
 from tiny_run import load, same, train_net, write_config
 from yaml_files import FASTER
 
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer
-from sampling_free.saved_config import keys_in_order
+from sampling_free.config.load import load_config
+from sampling_free.config.saved import keys_in_order
+from sampling_free.engine.trainer import LazyTrainer
 
 
 def first_weights(cfg):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sampling_free.data.scene import MAX_HIDDEN, Scene, background
+from sampling_free.data.synthetic.scene import MAX_HIDDEN, Scene, background
 
 
 def _scene(height=64, width=80, seed=0):

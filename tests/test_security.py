@@ -36,13 +36,14 @@ import check_imbalance
 import demo
 import pick_threshold
 import train_net
-from sampling_free import checkpoint, preflight
-from sampling_free.checkpoint import NamingCheckpointer, load_trained
+from sampling_free.checkpoint import checkpointer as checkpoint
+from sampling_free.checkpoint.checkpointer import NamingCheckpointer, load_trained
 from sampling_free.comparison.report import write_report
-from sampling_free.config import load_config
-from sampling_free.errors import BadInput
-from sampling_free.pictures import save_prediction_pictures
-from sampling_free.yaml_config import lazy_from_cfg_node
+from sampling_free.config.cfg_node import lazy_from_cfg_node
+from sampling_free.config.load import load_config
+from sampling_free.diagnosis import check as preflight
+from sampling_free.evaluation.pictures import save_prediction_pictures
+from sampling_free.utils.errors import BadInput
 
 WAY_OUT = "--allow-pickle, or train.allow_pickle=True"
 

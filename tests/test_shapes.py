@@ -2,7 +2,14 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from sampling_free.data.shapes import MAX_CLASSES, SHAPES, look, outline, polygon_mask, shading
+from sampling_free.data.synthetic.shapes import (
+    MAX_CLASSES,
+    SHAPES,
+    look,
+    outline,
+    polygon_mask,
+    shading,
+)
 
 
 def test_every_class_has_its_own_look_and_name():

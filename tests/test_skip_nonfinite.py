@@ -17,9 +17,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from sampling_free import GHMRetinaNet
-from sampling_free.config import load_config
-from sampling_free.errors import BadInput, NonFiniteLoss
-from sampling_free.step import DTYPES, MIN_SCALE, PrecisionTrainer
+from sampling_free.config.load import DTYPES, load_config
+from sampling_free.engine.step import MIN_SCALE, PrecisionTrainer
+from sampling_free.utils.errors import BadInput, NonFiniteLoss
 
 LR = 0.01
 
@@ -200,7 +200,7 @@ def test_a_gradient_that_is_large_and_finite_is_taken(dtype, size):
 def test_more_in_a_row_than_allowed_stop_the_run(how):
     made = make(tiny_retinanet(prior=0.01), skip=2)
     Poison(made.model, how, {0, 1, 3, 4, 6, 7, 8})
-    with log_lines("sampling_free.step") as lines:
+    with log_lines("sampling_free.engine.step") as lines:
         line = stopped(made, 20)
     assert "at iteration 8" in line and made.num_skipped == 6
     assert line.endswith("the 2 before it were skipped, see train.skip_nonfinite")
@@ -222,7 +222,7 @@ def test_what_is_logged_is_that_of_the_others():
 
 
 def test_the_model_is_not_copied_unless_batches_may_be_left_out(monkeypatch):
-    monkeypatch.setattr("sampling_free.step.ForwardState", None)
+    monkeypatch.setattr("sampling_free.engine.step.ForwardState", None)
     train(make(tiny_retinanet(prior=0.01)), 1)
 
 
@@ -367,7 +367,7 @@ def _process(rank, folder):
                 item["file_name"] = f"{rank}{i}.png"
         if rank == 1:
             Poison(model.module, how, {1, 3, 4})
-        with log_lines("sampling_free.step") as lines, pytest.raises(NonFiniteLoss) as e:
+        with log_lines("sampling_free.engine.step") as lines, pytest.raises(NonFiniteLoss) as e:
             train(made, 9)
         found[how] = {**everything(made), "lines": lines, "error": str(e.value), "at": made.iter}
     # A pass that breaks off cannot be left out: the other process would wait amid its own.

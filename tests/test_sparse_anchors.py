@@ -13,10 +13,10 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, pairwise_iou
 
-from sampling_free.sparse import anchors, parts
-from sampling_free.sparse.anchors import IoUMatcher
-from sampling_free.sparse.images import Images, Labelled
-from sampling_free.vectorised_views import apply, read_records, recipes
+from sampling_free.counting.batched_views import apply, read_records, recipes
+from sampling_free.counting.sparse import anchors, parts
+from sampling_free.counting.sparse.anchors import IoUMatcher
+from sampling_free.counting.sparse.images import Images, Labelled
 
 RETINANET = {
     "sizes": [[x * 2 ** (k / 3) for k in range(3)] for x in (8, 16, 32, 64, 128)],

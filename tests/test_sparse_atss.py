@@ -22,10 +22,10 @@ from tiny import STRIDES
 from tiny_points import points_model
 
 from sampling_free import ATSS
-from sampling_free.atss_assignment import atss_match, stand_out
-from sampling_free.sparse import atss, parts
-from sampling_free.sparse.atss import ATSSMatcher
-from sampling_free.sparse.grid import Direction
+from sampling_free.counting.sparse import atss, parts
+from sampling_free.counting.sparse.atss import ATSSMatcher
+from sampling_free.counting.sparse.grid import Direction
+from sampling_free.detectors.atss_assignment import atss_match, stand_out
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,14 @@ from tiny_points import points_model
 from tiny_run import call_main, only_error, write_config
 
 import estimate_prior as script
-from sampling_free import ATSS, SamplingFreePAA, counting, sparse_counting
-from sampling_free.assignment import assignment_of
-from sampling_free.counting import count_anchors, count_by_brute_force, is_fast
-from sampling_free.errors import BadInput
-from sampling_free.sparse.images import Images
-from sampling_free.sparse.matching import Unknown, sparse_matcher
+from sampling_free import ATSS, SamplingFreePAA
+from sampling_free.counting import count as counting
+from sampling_free.counting import sparse_count as sparse_counting
+from sampling_free.counting.assignment import assignment_of
+from sampling_free.counting.count import count_anchors, count_by_brute_force, is_fast
+from sampling_free.counting.sparse.images import Images
+from sampling_free.counting.sparse.select import Unknown, sparse_matcher
+from sampling_free.utils.errors import BadInput
 
 SIZES = [(64, 96), (61, 47), (50, 133), (96, 64), (33, 65), (100, 100), (20, 150)]
 NUMS = [4, 1, 6, 0, 3, 12, 9]

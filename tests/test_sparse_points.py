@@ -17,9 +17,9 @@ from many_images import (
 from tiny import STRIDES
 from tiny_detectors import stock_fcos
 
-from sampling_free.sparse import parts
-from sampling_free.sparse.grid import Direction
-from sampling_free.sparse.points import PointMatcher
+from sampling_free.counting.sparse import parts
+from sampling_free.counting.sparse.grid import Direction
+from sampling_free.counting.sparse.points import PointMatcher
 
 RADII = [0.3, 1.5, 4.0, math.inf]
 

@@ -9,8 +9,9 @@ from detectron2.utils.events import EventStorage
 from tiny import batch, stock_retinanet
 from tiny_detectors import stock_fcos, tiny_rcnn
 
-from sampling_free.errors import NonFiniteLoss
-from sampling_free.step import DTYPES, PrecisionTrainer
+from sampling_free.config.load import DTYPES
+from sampling_free.engine.step import PrecisionTrainer
+from sampling_free.utils.errors import NonFiniteLoss
 
 LR = 0.5
 # float16 goes up to 65504 and the scaler starts at 65536: a gradient of 1 would overflow.

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sampling_free import ATSS, SamplingFreeATSS, sigmoid_bce_all
-from sampling_free.classification_loss import sigmoid_bce_gradient_norm
+from sampling_free.method.classification_loss import sigmoid_bce_gradient_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Their result, or its size, has to be known on the CPU.
@@ -180,7 +180,7 @@ def test_losses_wait_no_more_often_than_those_they_replace(monkeypatch, models, 
 def test_the_triton_kernel_is_launched_without_waiting(monkeypatch):
     """All that surrounds its launches, forward and backward; on a GPU the launches too."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from sampling_free.kernels import sigmoid_bce_triton as kernel
+    from sampling_free.method.kernels import sigmoid_bce_triton as kernel
 
     launches = []
 
@@ -189,7 +189,7 @@ def test_the_triton_kernel_is_launched_without_waiting(monkeypatch):
             return lambda *args: launches.append(args)
 
     if DEVICE == "cpu":
-        monkeypatch.setattr("sampling_free.classification_loss.kernel_of", lambda _: kernel)
+        monkeypatch.setattr("sampling_free.method.classification_loss.kernel_of", lambda _: kernel)
         monkeypatch.setattr(kernel, "_sigmoid_bce", Launched())
     sizes = [(7, 9), (4, 5)]
     levels = [torch.zeros(2, 15, *s, device=DEVICE, requires_grad=True) for s in sizes]

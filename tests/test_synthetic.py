@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from PIL import Image
 from pycocotools.coco import COCO
 
-from sampling_free.data.synthetic import (
+from sampling_free.data.synthetic.generate import (
     EASY,
     GENERATOR_VERSION,
     HARD,
@@ -29,7 +29,7 @@ from sampling_free.data.synthetic import (
     generate,
     run_lengths,
 )
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 SMALL = dataclasses.replace(EASY, train_images=300, crowd=0.1)
 TINY = dataclasses.replace(EASY, train_images=6, val_images=3, crowd=0.5, empty=0.2)
@@ -69,7 +69,7 @@ def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
     generate(TINY, "train", tmp_path / "here")
     code = (
         "import dataclasses, sys\n"
-        "from sampling_free.data.synthetic import SyntheticConfig, generate\n"
+        "from sampling_free.data.synthetic.generate import SyntheticConfig, generate\n"
         f"generate(SyntheticConfig(**{dataclasses.asdict(TINY)!r}), 'train', sys.argv[1])\n"
     )
     env = {**os.environ, "PYTHONHASHSEED": "12345", "TZ": "Asia/Tokyo"}

@@ -7,14 +7,8 @@ import torch
 from tiny import batch, stock_retinanet, tiny_retinanet
 from tiny_detectors import stock_fcos, tiny_fcos, tiny_rcnn
 
-from sampling_free import (
-    ATSS,
-    PAA,
-    BadInput,
-    SamplingFreeATSS,
-    SamplingFreePAA,
-)
-from sampling_free.stored_prior import StoredPrior
+from sampling_free import ATSS, PAA, BadInput, SamplingFreeATSS, SamplingFreePAA
+from sampling_free.checkpoint.stored_prior import StoredPrior
 
 OURS = {
     "retinanet": tiny_retinanet,

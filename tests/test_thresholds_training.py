@@ -15,9 +15,10 @@ from tiny_run import FOCAL, load, train_net, write_config
 from yaml_files import FASTER, RETINANET, zoo
 
 import demo
-from sampling_free import BadInput, PriorInit, add_sampling_free_config, convert, load_trained
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer, evaluate_only
+from sampling_free import BadInput, PriorInit, add_sampling_free_config, load_trained
+from sampling_free.config import convert
+from sampling_free.config.load import load_config
+from sampling_free.engine.trainer import LazyTrainer, evaluate_only
 
 pytest_plugins = ["guide_runs"]
 

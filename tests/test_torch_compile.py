@@ -6,7 +6,7 @@ from detectron2.utils.events import EventStorage
 from tiny import batch, tiny_retinanet
 from tiny_detectors import tiny_fcos, tiny_rcnn
 
-from sampling_free.guides import FROZEN, GRADIENT, ITERATION
+from sampling_free.method.guides import FROZEN, GRADIENT, ITERATION
 
 DETECTORS = {
     "RetinaNet": lambda guide: tiny_retinanet(prior=0.01, guide=guide),

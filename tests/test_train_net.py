@@ -29,7 +29,7 @@ from tiny_run import (
 
 import train_net as script
 from sampling_free import SamplingFreeRetinaNet
-from sampling_free.interruption import LoaderSignals
+from sampling_free.utils.signals import LoaderSignals
 
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 

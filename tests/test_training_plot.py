@@ -5,8 +5,8 @@ import json
 import pytest
 from matplotlib.figure import Figure
 
-from sampling_free.errors import BadInput
-from sampling_free.training_plot import plot_training, read_metrics
+from sampling_free.engine.training_plot import plot_training, read_metrics
+from sampling_free.utils.errors import BadInput
 
 
 def line(iteration, **values):

@@ -22,7 +22,7 @@ from twenty_steps import (
     train,
 )
 
-from sampling_free.guides import FROZEN, GRADIENT
+from sampling_free.method.guides import FROZEN, GRADIENT
 
 F32 = torch.float32
 # In float32 a ReLU whose input is almost zero may open in one and not in the other: that changes

@@ -56,9 +56,9 @@ from sampling_free import (
     SamplingFreeStandardROIHeads,
     add_sampling_free_config,
     as_variant,
-    convert,
 )
-from sampling_free.config import load_config
+from sampling_free.config import convert
+from sampling_free.config.load import load_config
 
 GUIDED = SamplingFreeFastRCNNOutputLayers
 PLAIN = FastRCNNOutputLayers

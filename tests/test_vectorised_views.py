@@ -8,9 +8,9 @@ import pytest
 from detectron2.structures import BoxMode
 from tiny import mapper_of
 
-from sampling_free.errors import BadInput
-from sampling_free.vectorised_views import Records, apply, read_records, recipes
-from sampling_free.views import enumerate_views
+from sampling_free.counting.batched_views import Records, apply, read_records, recipes
+from sampling_free.counting.views import enumerate_views
+from sampling_free.utils.errors import BadInput
 
 RECIPES = {
     "nothing": [],

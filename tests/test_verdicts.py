@@ -5,7 +5,7 @@ import math
 import pytest
 from test_imbalance import made_up_head
 
-from sampling_free.verdicts import FORGOTTEN, LARGE, collapse, explosion, readable
+from sampling_free.diagnosis.verdicts import FORGOTTEN, LARGE, collapse, explosion, readable
 
 
 def pushing(cls, loc, **kwargs):

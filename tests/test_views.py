@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sampling_free.views import enumerate_views, is_exact, sampled_names, seeded
+from sampling_free.counting.views import enumerate_views, is_exact, sampled_names
+from sampling_free.utils.seeding import seeded
 
 
 def _sizes(views):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_run import load, log_lines, metrics, run, run_until, same, trainer, write_config
 
-from sampling_free.checkpoint import load_trained
-from sampling_free.errors import BadInput
-from sampling_free.whole_checkpoint import fault_of, newest_whole
+from sampling_free.checkpoint.checkpointer import load_trained
+from sampling_free.checkpoint.integrity import fault_of, newest_whole
+from sampling_free.utils.errors import BadInput
 
 MAX_ITER = "train.max_iter=9"
 

@@ -25,15 +25,13 @@ from tiny_run import (
 )
 from yaml_files import FASTER, KEYPOINTS, RETINANET, zoo
 
-from sampling_free import BadInput, convert
-from sampling_free.config import load_config
-from sampling_free.datasets import dataset_names, load_dataset
-from sampling_free.engine import LazyTrainer
-from sampling_free.evaluated_sets import each_test_set
-from sampling_free.yaml_config import (
-    cfg_node,
-    lazy_from_cfg_node,
-)
+from sampling_free import BadInput
+from sampling_free.config import convert
+from sampling_free.config.cfg_node import cfg_node, lazy_from_cfg_node
+from sampling_free.config.load import load_config
+from sampling_free.data.datasets import dataset_names, load_dataset
+from sampling_free.engine.trainer import LazyTrainer
+from sampling_free.evaluation.test_sets import each_test_set
 
 # The same as a LazyConfig ----------------------------------------------------------------------
 

@@ -17,10 +17,8 @@ from yaml_files import FASTER, RETINANET, ROOT, message, zoo
 
 import sampling_free
 from sampling_free import BadInput, add_sampling_free_config
-from sampling_free.config import load_config
-from sampling_free.yaml_config import (
-    is_cfg_node_file,
-)
+from sampling_free.config.cfg_node import is_cfg_node_file
+from sampling_free.config.load import load_config
 
 # The keys of this project ----------------------------------------------------------------------
 

@@ -22,15 +22,13 @@ from tiny_run import (
 )
 from yaml_files import C4, CASCADE, FASTER, RETINANET, ROOT, message, zoo
 
-from sampling_free import BadInput, PriorInit, convert, resumable
-from sampling_free.config import load_config
-from sampling_free.datasets import load_dataset
-from sampling_free.engine import LazyTrainer
-from sampling_free.yaml_config import (
-    cfg_node,
-    lazy_from_cfg_node,
-    read_cfg_node,
-)
+from sampling_free import BadInput, PriorInit
+from sampling_free.config import convert
+from sampling_free.config.cfg_node import cfg_node, lazy_from_cfg_node, read_cfg_node
+from sampling_free.config.load import load_config
+from sampling_free.data.datasets import load_dataset
+from sampling_free.engine import resumable
+from sampling_free.engine.trainer import LazyTrainer
 
 # Overrides -------------------------------------------------------------------------------------
 

@@ -16,13 +16,7 @@ from literal_points import (
 from tiny_detectors import tiny_fcos
 from yaml_files import ROOT
 
-from sampling_free import (
-    ATSS,
-    PAA,
-    SamplingFreeATSS,
-    SamplingFreePAA,
-    add_sampling_free_config,
-)
+from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA, add_sampling_free_config
 
 CLASSES = [ATSS, SamplingFreeATSS, PAA, SamplingFreePAA]
 SAMPLING_FREE = [SamplingFreeATSS, SamplingFreePAA]

@@ -20,8 +20,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.utils.env import seed_all_rng
 
-from sampling_free.config import load_config
-from sampling_free.engine import LazyTrainer
+from sampling_free.config.load import load_config
+from sampling_free.engine.trainer import LazyTrainer
 
 REPO = Path(__file__).resolve().parents[1]
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 12, 6, 5

@@ -32,8 +32,8 @@ from sampling_free import (
     SamplingFreePAA,
     SamplingFreeRetinaNet,
 )
-from sampling_free.kernels import sigmoid_bce_torch
-from sampling_free.loader import build_replayable_train_loader
+from sampling_free.data.loader import build_replayable_train_loader
+from sampling_free.method.kernels import sigmoid_bce_torch
 
 NUM_STEPS = 20
 NO_POINT = -1  # stands for one object that holds no centre of an anchor

@@ -7,12 +7,10 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sampling_free import BadInput
-from sampling_free.config import load_config
+from sampling_free.config.cfg_node import read_cfg_node
+from sampling_free.config.load import load_config
+from sampling_free.config.zoo import model_zoo
 from sampling_free.data import register_synthetic
-from sampling_free.yaml_config import (
-    read_cfg_node,
-)
-from sampling_free.zoo import model_zoo
 
 ROOT = Path(model_zoo.get_config_file("Base-RCNN-FPN.yaml")).parent
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"

@@ -17,11 +17,11 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
-from sampling_free.engine import with_present_device
-from sampling_free.errors import BadInput, require_writable
-from sampling_free.imbalance_plot import plot_imbalance
-from sampling_free.json_file import write_json
-from sampling_free.preflight import check_imbalance
+from sampling_free.diagnosis.check import check_imbalance
+from sampling_free.diagnosis.plot import plot_imbalance
+from sampling_free.utils.errors import BadInput, require_writable
+from sampling_free.utils.files import write_json
+from sampling_free.utils.models import with_present_device
 
 
 @one_line_errors

@@ -37,6 +37,7 @@ import sys
 from pathlib import Path
 
 from sampling_free.cli import add_config_options, one_line_errors, parse
+from sampling_free.comparison.execute import Workshop
 from sampling_free.comparison.plan import (
     PICTURES,
     plan,
@@ -46,15 +47,14 @@ from sampling_free.comparison.plan import (
     with_seeds,
 )
 from sampling_free.comparison.precision_recalls import Detections
-from sampling_free.comparison.process import Processes
 from sampling_free.comparison.records import Records
-from sampling_free.comparison.run import Workshop
-from sampling_free.comparison.side_by_side import POLL, SideBySide
+from sampling_free.comparison.schedule import POLL, SideBySide
 from sampling_free.comparison.store import Output
+from sampling_free.comparison.subprocesses import Processes
 from sampling_free.comparison.summary import of_best_ap, summarise
 from sampling_free.comparison.table import markdown, summary_table
-from sampling_free.errors import BadInput, require_writable, require_writable_folder
-from sampling_free.variants import VARIANTS
+from sampling_free.config.variants import VARIANTS
+from sampling_free.utils.errors import BadInput, require_writable, require_writable_folder
 
 TRAIN_NET = str(Path(__file__).resolve().parents[1] / "train_net.py")
 

@@ -13,13 +13,12 @@ import os
 from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
 
-from sampling_free.assignment import assignment_of
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
-from sampling_free.datasets import dataset_names, instantiate_with, load_dataset
-from sampling_free.engine import with_present_device
-from sampling_free.errors import require_writable
-from sampling_free.estimate import FILE_NAME, estimate_prior
-from sampling_free.imbalance import YAML_KEYS
+from sampling_free.counting.assignment import assignment_of
+from sampling_free.counting.estimate import FILE_NAME, measure_prior
+from sampling_free.diagnosis.report import YAML_KEYS
+from sampling_free.utils.errors import require_writable
+from sampling_free.utils.models import with_present_device
 
 
 @one_line_errors
@@ -42,17 +41,8 @@ def main():
     cfg = with_present_device(config_of(args))
     path = args.output or os.path.join(cfg.train.output_dir, FILE_NAME)
     require_writable("--output", path)
-    node = cfg.dataloader.train
     model = instantiate(cfg.model).to(cfg.train.device)
-    dicts, mapper = load_dataset(node.dataset, cfg.model), instantiate(node.mapper)
-    estimate = estimate_prior(
-        model,
-        dicts,
-        mapper,
-        dataset_names(node.dataset),
-        loader=instantiate_with(node, dataset=dicts, mapper=mapper),
-        num_workers=args.num_workers,
-    )
+    estimate = measure_prior(cfg, model, args.num_workers)
     print(estimate.table())
     key = assignment_of(model).prior_key
     by_hand = f"{YAML_KEYS[key]} " if "cfg" in cfg else f"{key}="

@@ -19,7 +19,7 @@ import compare
 from evidence_plan import FOLDER, RECORDS, blocks
 from sampling_free.cli import one_line_errors
 from sampling_free.comparison.records import read_records
-from sampling_free.errors import BadInput
+from sampling_free.utils.errors import BadInput
 
 
 def parse_args(words=None):

@@ -11,9 +11,9 @@ import argparse
 from tabulate import tabulate
 
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
-from sampling_free.errors import require_writable
-from sampling_free.json_file import write_json
 from sampling_free.knobs import list_knobs
+from sampling_free.utils.errors import require_writable
+from sampling_free.utils.files import write_json
 
 TITLES = {
     "knobs": "Imbalance knobs",

@@ -21,15 +21,16 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import ListConfig
 from torch import nn
 
-from sampling_free.best_threshold import pick_threshold
-from sampling_free.checkpoint import NamingCheckpointer
+from sampling_free.checkpoint.checkpointer import NamingCheckpointer
 from sampling_free.cli import add_config_options, config_of, one_line_errors, parse
-from sampling_free.datasets import load_dataset, target_of
-from sampling_free.engine import LazyTrainer, evaluate_only
-from sampling_free.errors import BadInput, require_writable_folder
-from sampling_free.evaluated_sets import first_test_set
-from sampling_free.matches import matches_from_evaluator
-from sampling_free.precision_recall_plot import plot_precision_recall
+from sampling_free.data.datasets import load_dataset
+from sampling_free.engine.trainer import LazyTrainer, evaluate_only
+from sampling_free.evaluation.best_threshold import pick_threshold
+from sampling_free.evaluation.matching import matches_from_evaluator
+from sampling_free.evaluation.precision_recall_plot import plot_precision_recall
+from sampling_free.evaluation.test_sets import first_test_set
+from sampling_free.utils.errors import BadInput, require_writable_folder
+from sampling_free.utils.lazy import target_of
 
 
 def parse_args():

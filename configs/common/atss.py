@@ -2,7 +2,8 @@
 
 from detectron2 import model_zoo
 
-from sampling_free import ATSS, convert
+from sampling_free import ATSS
+from sampling_free.config import convert
 
 model = model_zoo.get_config("common/models/fcos.py").model
 model._target_ = ATSS

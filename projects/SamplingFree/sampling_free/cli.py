@@ -10,10 +10,10 @@ import warnings
 from detectron2.config import get_cfg
 from torch.multiprocessing import ProcessExitedException
 
-from .config import find_config, load_config
-from .errors import BadInput, NonFiniteLoss, disk_fault, disk_line
-from .interruption import Interrupted
-from .variants import VARIANTS
+from .config.load import find_config, load_config
+from .config.variants import VARIANTS
+from .utils.errors import BadInput, NonFiniteLoss, disk_fault, disk_line
+from .utils.signals import Interrupted
 
 __all__ = ["add_config_options", "config_of", "find_config", "one_line_errors", "parse"]
 

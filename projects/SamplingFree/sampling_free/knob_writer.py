@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from omegaconf import ListConfig, OmegaConf
 
-from .datasets import target_of
-from .guides import ConstantGuide
-from .yaml_config import meta_architecture
+from .config.cfg_node import meta_architecture
+from .method.guides import ConstantGuide
+from .utils.lazy import target_of
 
 
 class Knob(NamedTuple):

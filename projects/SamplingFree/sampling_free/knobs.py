@@ -21,18 +21,18 @@ from torch import nn
 from .baselines.retinanet import GHMRetinaNet, OHEMRetinaNet
 from .baselines.roi_heads import OHEMStandardROIHeads
 from .baselines.rpn import GHMRPN, OHEMRPN
-from .convert_lazy import class_name
-from .datasets import target_of
+from .config.convert_lazy import class_name
+from .config.families import COORDINATES, DENSE, PREDICTORS, PROPOSALS, RCNNS, ROI_HEADS
 from .detectors.atss import ATSS
 from .detectors.bias import TO_BE_MEASURED, PriorBias, parameter_or_none
 from .detectors.fcos import SamplingFreeFCOS
 from .detectors.paa import PAA
 from .detectors.retinanet import SamplingFreeRetinaNet
 from .detectors.roi_heads import EveryProposal, SamplingFreeFastRCNNOutputLayers
-from .errors import BadInput
-from .families import COORDINATES, DENSE, PREDICTORS, PROPOSALS, RCNNS, ROI_HEADS
-from .guides import ConstantGuide, FrozenGuide
 from .knob_writer import Knob, Knobs, KnobWriter
+from .method.guides import ConstantGuide, FrozenGuide
+from .utils.errors import BadInput
+from .utils.lazy import target_of
 
 HALF = 0.5  # of the RPN's box loss, in the authors' code
 BOX_WEIGHTS = {1.0: "sum over the 4 coordinates", COORDINATES: "1/4: mean over the 4 coordinates"}
@@ -74,7 +74,7 @@ REPEATS_OF_YAML = dict(zip(("REPEAT_THRESHOLD", "REPEAT_SQRT"), REPEATS.values()
 def list_knobs(cfg):
     """
     Args:
-        cfg (DictConfig): of :func:`sampling_free.config.load_config`; its model is built on the
+        cfg (DictConfig): of :func:`sampling_free.load_config`; its model is built on the
             CPU, no data are read.
 
     Returns:

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import BadInput
-from ..guided_loss import sum_over_processes
+from ..method.guided_loss import sum_over_processes
+from ..utils.errors import BadInput
 from .signed_logits import signed_logits
 
 # Of the paper's experiments.

@@ -18,7 +18,7 @@ from fvcore.nn import giou_loss, smooth_l1_loss
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from ..errors import BadInput, require_number
+from ..utils.errors import BadInput, require_number
 from .signed_logits import signed_logits
 
 # Of the paper: B = 128 RoIs of N = 2 images, and its section 4.1.

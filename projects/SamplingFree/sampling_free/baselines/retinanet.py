@@ -12,9 +12,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import get_event_storage
 
-from ..classification_loss import sigmoid_bce_all
 from ..detectors.box_loss import dense_box_loss
-from ..guided_loss import share_of_count, sum_over_processes
+from ..method.classification_loss import sigmoid_bce_all
+from ..method.guided_loss import share_of_count, sum_over_processes
 from .ghm import BINS, GHMC, MOMENTUM
 from .ohem import hard_anchors, require_hard
 

@@ -17,7 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from ..detectors.roi_heads import EveryProposal, SamplingFreeFastRCNNOutputLayers, renamed
-from ..errors import BadInput
+from ..utils.errors import BadInput
 from .ohem import HARD_PER_IMAGE, NMS_THRESH, box_losses, hard_examples, require_hard
 
 

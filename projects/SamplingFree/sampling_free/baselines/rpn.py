@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 
 from ..detectors.box_loss import dense_box_loss
 from ..detectors.rpn import one_class
-from ..guided_loss import share_of_count
+from ..method.guided_loss import share_of_count
 from .ghm import BINS, GHMC, MOMENTUM
 from .ohem import NMS_THRESH, hard_anchors, require_hard
 

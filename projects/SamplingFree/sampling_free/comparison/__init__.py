@@ -1,1 +1,1 @@
-"""Comparisons of variants over seeds: what is run, what a run left, and what follows from it."""
+"""Training several variants, and comparing them over seeds."""

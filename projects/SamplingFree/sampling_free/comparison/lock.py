@@ -6,7 +6,7 @@ import json
 import os
 import socket
 
-from ..json_file import write_json
+from ..utils.files import write_json
 
 FILE_NAME = "lock.json"
 

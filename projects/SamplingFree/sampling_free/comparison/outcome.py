@@ -6,7 +6,7 @@ import os
 import re
 import statistics
 
-from ..errors import BadInput
+from ..utils.errors import BadInput
 
 TASKS = ("bbox/", "segm/")
 # Of these numbers of the training what was logged first, and after so many iterations.

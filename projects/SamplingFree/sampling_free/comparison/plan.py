@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..config import load_config
-from ..errors import BadInput
-from .runs import Run, config_digest
+from ..config.load import load_config
+from ..utils.errors import BadInput
+from .spec import Run, config_digest
 from .thresholds import score_thresholds, shared_settings, usual_settings
 
 # Detectron2's own and the other heuristics: they are tested at their usual threshold too.

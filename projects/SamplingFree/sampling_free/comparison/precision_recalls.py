@@ -7,11 +7,11 @@ import os
 import numpy as np
 from detectron2.evaluation import COCOEvaluator
 
-from ..best_threshold import precision_recall
-from ..datasets import load_dataset
-from ..engine import LazyTrainer
-from ..evaluated_sets import first_test_set
-from ..matches import all_classes, matches_from_evaluator, read_detections
+from ..data.datasets import load_dataset
+from ..engine.trainer import LazyTrainer
+from ..evaluation.best_threshold import precision_recall
+from ..evaluation.matching import all_classes, matches_from_evaluator, read_detections
+from ..evaluation.test_sets import first_test_set
 from . import bootstrap
 
 RECALLS = np.linspace(0, 1, 101)

@@ -2,9 +2,9 @@
 
 import os
 
-from ..errors import BadInput
-from ..json_file import write_json
-from .runs import is_record_of, respelt
+from ..utils.errors import BadInput
+from ..utils.files import write_json
+from .spec import is_record_of, respelt
 from .store import BULK, read_json
 
 DIGITS = 4  # significant ones, of the numbers of a course

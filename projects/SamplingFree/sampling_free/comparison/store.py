@@ -3,9 +3,9 @@
 import json
 import os
 
-from ..errors import BadInput
-from ..json_file import write_json
-from .runs import is_record_of, is_same_run, respelt
+from ..utils.errors import BadInput
+from ..utils.files import write_json
+from .spec import is_record_of, is_same_run, respelt
 from .summary import GROUP
 
 RESULT = "result.json"  # in the folder of a run

@@ -15,7 +15,7 @@ import statistics
 
 import numpy as np
 
-from ..errors import BadInput
+from ..utils.errors import BadInput
 from .bootstrap import paired_interval
 
 TASKS = ("bbox/", "segm/")

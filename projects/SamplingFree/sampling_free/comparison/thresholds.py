@@ -7,10 +7,10 @@ sampling-free one, and the baselines at their usual one too, in a row of its own
 from detectron2.modeling.meta_arch.fcos import FCOS
 from omegaconf import ListConfig, OmegaConf
 
-from ..convert_yaml import POINTS
-from ..datasets import target_of
+from ..config.convert_yaml import POINTS
 from ..detectors.atss import ATSS
-from ..errors import BadInput
+from ..utils.errors import BadInput
+from ..utils.lazy import target_of
 
 # Detectron2's RetinaNet, MODEL.ROI_HEADS.SCORE_THRESH_TEST, and ATSS and PAA as published.
 USUAL = 0.05
@@ -21,7 +21,7 @@ def score_thresholds(cfg):
     """The test score thresholds by the key with which an override sets them.
 
     Args:
-        cfg (DictConfig): of :func:`~sampling_free.config.load_config`.
+        cfg (DictConfig): of :func:`~sampling_free.config.load.load_config`.
 
     Returns:
         dict[str, float or str]: one entry; of a cascade one for each stage; none for a proposal

@@ -1,4 +1,4 @@
-"""Data sets: registration by config, checks before training, and a synthetic set."""
+"""Data sets: registration, checks before the training, loaders, and a synthetic set."""
 
 from .check import check_dataset, clean_dicts, require_registered
 from .register import register_coco, register_synthetic, register_voc

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
-from ..errors import BadInput, printable
+from ..utils.errors import BadInput, printable
 from .masks import is_sound_mask
 from .records import called, require_categories
 

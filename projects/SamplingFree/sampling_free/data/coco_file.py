@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..errors import BadInput
+from ..utils.errors import BadInput
 
 _MOST_RUN = 2**32 - 1  # pycocotools' largest run length
 

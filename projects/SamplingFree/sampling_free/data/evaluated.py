@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
-from ..errors import BadInput
+from ..utils.errors import BadInput
 from .coco_file import called, is_id
 from .masks import is_sound_mask
 from .records import called as called_image

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from torch.utils.data import Dataset
 
-from ..errors import BadInput, printable
+from ..utils.errors import BadInput, printable
 from .masks import is_sound_mask
 
 _RETURN = "return a list with a dict for each image"

@@ -26,11 +26,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
-from ..errors import BadInput
+from ..utils.errors import BadInput
 from .check import clean_dicts, require_pixels
 from .coco_file import check_metadata, read_coco_file
 from .images import IMAGE_SUFFIXES
-from .synthetic import GENERATOR_VERSION, SETTINGS, class_names, generate, num_images
+from .synthetic.generate import GENERATOR_VERSION, SETTINGS, class_names, generate, num_images
 
 # A VOC box includes its last pixel, so Detectron2 reads the point xmin == xmax as 1 px wide.
 _VOC_POINT = 1.0

@@ -1,0 +1,1 @@
+"""Detectron2's detectors made sampling-free, and ATSS and PAA."""

@@ -20,17 +20,12 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
-from ..atss_assignment import atss_match
-from ..errors import BadInput, require_number
-from ..guide_log import per_image
-from ..guided_loss import sum_over_processes
+from ..method.guided_loss import sum_over_processes
+from ..utils.errors import BadInput, require_number
+from .atss_assignment import atss_match
 from .bias import prior_and_guide
-from .points import (
-    GuidedPoints,
-    foreground_rows,
-    point_detector_arguments,
-    require_finite,
-)
+from .guide_log import per_image
+from .points import GuidedPoints, foreground_rows, point_detector_arguments, require_finite
 from .thresholds import PriorThreshold
 
 

@@ -3,9 +3,9 @@
 import torch
 from omegaconf import ListConfig
 
-from ..errors import BadInput
-from ..guides import ITERATION
-from ..prior import prior_to_bias, softmax_prior_to_bias
+from ..method.guides import ITERATION
+from ..method.prior import prior_to_bias, softmax_prior_to_bias
+from ..utils.errors import BadInput
 
 AUTO = "auto"
 PER_CLASS = "per_class"
@@ -63,7 +63,7 @@ class PriorBias(ClassifierBias):
     """Mixin of a dense head: its prior and the bias that belongs to it.
 
     A subclass calls :meth:`init_prior` at the end of its constructor. The prior travels as an
-    entry of the checkpoint, see :class:`sampling_free.prior_init.PriorInit`.
+    entry of the checkpoint, see :class:`sampling_free.engine.prior_init.PriorInit`.
 
     Attributes:
         prior (float, list[float] or str): "auto" or "per_class" until it has been measured.

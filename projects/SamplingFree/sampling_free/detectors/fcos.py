@@ -10,14 +10,9 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from fvcore.nn import giou_loss
 from torch.nn import functional as F
 
-from ..errors import BadInput
+from ..utils.errors import BadInput
 from .bias import prior_and_guide
-from .points import (
-    GuidedPoints,
-    foreground_rows,
-    point_detector_arguments,
-    require_finite,
-)
+from .points import GuidedPoints, foreground_rows, point_detector_arguments, require_finite
 from .thresholds import RootPriorThreshold
 
 BOX_WEIGHTS = ("uniform", "centerness")

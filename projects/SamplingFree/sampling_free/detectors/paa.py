@@ -23,13 +23,13 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
-from ..classification_loss import sigmoid_bce_all
-from ..errors import BadInput, require_number
-from ..guided_loss import guide_ratio, sum_over_processes
-from ..paa_assignment import paa_match
-from ..score_voting import vote
+from ..method.classification_loss import sigmoid_bce_all
+from ..method.guided_loss import guide_ratio, sum_over_processes
+from ..utils.errors import BadInput, require_number
 from .atss import ATSS, SamplingFreeATSS
+from .paa_assignment import paa_match
 from .points import require_finite
+from .score_voting import vote
 
 
 @META_ARCH_REGISTRY.register()

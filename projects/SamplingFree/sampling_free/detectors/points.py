@@ -13,11 +13,11 @@ from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
 
-from ..classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
-from ..guide_log import GuideLog, per_image
-from ..guided_loss import guided_losses
-from ..guides import gradient_norms, make_guide
+from ..method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
+from ..method.guided_loss import guided_losses
+from ..method.guides import gradient_norms, make_guide
 from .bias import PriorBias
+from .guide_log import GuideLog, per_image
 
 
 class GuidedPoints(PriorBias):

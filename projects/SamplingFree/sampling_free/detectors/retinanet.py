@@ -11,12 +11,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.utils.events import get_event_storage
 
-from ..classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
-from ..guide_log import GuideLog, per_image
-from ..guided_loss import guided_losses
-from ..guides import gradient_norms, make_guide
+from ..method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
+from ..method.guided_loss import guided_losses
+from ..method.guides import gradient_norms, make_guide
 from .bias import PriorBias, prior_and_guide
 from .box_loss import dense_box_loss
+from .guide_log import GuideLog, per_image
 from .thresholds import PriorThreshold
 
 

@@ -24,12 +24,12 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..classification_loss import cross_entropy_gradient_norm
-from ..errors import BadInput
-from ..guide_log import GuideLog
-from ..guided_loss import guided_losses, num_processes, sum_over_processes
-from ..guides import gradient_norms, make_guide
+from ..method.classification_loss import cross_entropy_gradient_norm
+from ..method.guided_loss import guided_losses, num_processes, sum_over_processes
+from ..method.guides import gradient_norms, make_guide
+from ..utils.errors import BadInput
 from .bias import SoftmaxPriorBias, prior_and_guide
+from .guide_log import GuideLog
 
 GUIDE_WEIGHT = 2.0  # w of the paper for the RoI head
 
@@ -262,7 +262,7 @@ def require_guided(roi_heads):
             raise BadInput(
                 f"{type(roi_heads).__name__}: its box predictor is {type(predictor).__name__}; "
                 "without sampling it has to be SamplingFreeFastRCNNOutputLayers, see "
-                "sampling_free.convert"
+                "sampling_free.config.convert"
             )
 
 

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import nn
 
-from ..errors import BadInput, require_number
+from ..utils.errors import BadInput, require_number
 from .bias import PER_CLASS, ClassifierBias
 
 PRIOR = "prior"

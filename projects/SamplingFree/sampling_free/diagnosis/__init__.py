@@ -1,0 +1,1 @@
+"""How large the imbalance of a config is, before and during the training."""

@@ -1,0 +1,1 @@
+"""After the training: evaluators, score thresholds, pictures and curves."""

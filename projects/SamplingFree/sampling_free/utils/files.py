@@ -1,0 +1,57 @@
+"""Files that are whole or absent, and JSON that any parser reads.
+
+NaN and infinity, which JSON does not have, are null.
+"""
+
+import contextlib
+import json
+import math
+import os
+
+UNFINISHED = ".unfinished"
+
+
+def finite(value):
+    """``value`` of dicts and lists with None in the place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path, value, indent=1, default=None):
+    """Writes a file as a whole, or leaves what was there.
+
+    Args:
+        path (str): its folder is made.
+        value (object): of dicts, lists, text and numbers; null for those that are not finite.
+        indent (int or None): None for one long line.
+        default (callable): makes one of these of anything else; None for a TypeError.
+
+    Raises:
+        OSError: as of a full disk.
+    """
+    text = json.dumps(finite(value), indent=indent, allow_nan=False, default=default)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with written_whole(path) as f:
+        f.write(f"{text}\n")
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """A text file to write into, which gets its name when it is whole; on an error it is removed.
+
+    Args:
+        path (str): what is there stays till then.
+    """
+    unfinished = f"{path}.{os.getpid()}{UNFINISHED}"  # several processes may write it
+    try:
+        with open(unfinished, "w") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(OSError):  # it is in its place
+            os.remove(unfinished)
