@@ -59,7 +59,7 @@ RELIABILITY := results/reliability.json
 test-long: OMP_NUM_THREADS = 1
 test-long: $(STAMP)  ## run the tests that take long, for docs/reliability.md
 	$(BIN)/python -m pytest -n 2 -m long --figures=$(RELIABILITY) $(ARGS)
-	$(BIN)/python tests/bad_data.py --output $(RELIABILITY)
+	PYTHONPATH=tests $(BIN)/python -m helpers.bad_data --output $(RELIABILITY)
 	$(BIN)/python tools/render_tables.py
 
 bench: $(STAMP)  ## measure speed and memory, for docs/performance.md

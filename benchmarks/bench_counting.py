@@ -19,12 +19,12 @@ import detectron2.data.transforms as T
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 from detectron2.data.datasets import load_coco_json
+
 from made_up import made_up_coco
 from rows import run
-from timing import now
-
 from sampling_free.cli import load_config
 from sampling_free.counting.count import count_anchors, count_by_brute_force
+from timing import now
 
 IMAGES, BOXES = 117_266, 860_000  # of the annotation file
 PART = 10_000  # images that are counted with all views

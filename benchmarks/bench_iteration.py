@@ -12,13 +12,13 @@ import torch
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import EventStorage
+
 from made_up import fill_boxes_with_masks, made_up_batch
 from rows import run
-from timing import in_turn, summary
-from traffic import memory_of, synchronisations
-
 from sampling_free.cli import load_config
 from sampling_free.data.datasets import num_classes_of
+from timing import in_turn, summary
+from traffic import memory_of, synchronisations
 
 # Config, without its end, of the detector; what ends that of its baseline.
 DETECTORS = {

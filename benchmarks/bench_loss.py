@@ -12,6 +12,7 @@ import statistics
 from typing import NamedTuple
 
 import torch
+
 from made_up import level_sizes, made_up_labels, made_up_logits
 from rivals import LOSSES, compiled
 from rows import run

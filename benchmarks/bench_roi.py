@@ -21,12 +21,12 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.layers import nms
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+
 from made_up import fill_boxes_with_masks, level_sizes, made_up_batch
 from rows import run
+from sampling_free.cli import load_config
 from timing import in_turn, summary
 from traffic import memory_of, synchronisations
-
-from sampling_free.cli import load_config
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 NUM_PROPOSALS = 1000  # of an image, after NMS

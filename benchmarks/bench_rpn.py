@@ -12,14 +12,14 @@ import torch
 from detectron2.config import instantiate
 from detectron2.layers import cat
 from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
+
 from made_up import level_sizes, made_up_batch, made_up_logits
 from rows import run
-from timing import in_turn, summary
-from torch.nn import functional as F
-from traffic import memory_of, synchronisations
-
 from sampling_free import sigmoid_bce_all
 from sampling_free.cli import load_config
+from timing import in_turn, summary
+from traffic import memory_of, synchronisations
 
 STRIDES = (4, 8, 16, 32, 64)
 CONFIGS = {

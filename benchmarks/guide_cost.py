@@ -18,16 +18,16 @@ from unittest import mock
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
-from machine import default_device, device_name, versions
-from made_up import made_up_batch
-from timing import now
 from tqdm import tqdm
 
+from machine import default_device, device_name, versions
+from made_up import made_up_batch
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.data.datasets import num_classes_of
 from sampling_free.detectors import points, retinanet, roi_heads, rpn
 from sampling_free.method import guided_loss, guides
 from sampling_free.utils.files import write_json
+from timing import now
 
 CONFIGS = {  # and where the prior is; its value does not matter here
     "configs/retinanet/retinanet_R_50_FPN_1x.py": "model.prior=1e-5",

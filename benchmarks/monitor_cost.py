@@ -13,16 +13,16 @@ import statistics
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
+from tqdm import tqdm
+
 from guide_cost import arguments
 from machine import default_device, device_name, versions
 from made_up import made_up_batch
-from timing import now
-from tqdm import tqdm
-
 from sampling_free.cli import load_config, one_line_errors
 from sampling_free.data.datasets import num_classes_of
 from sampling_free.diagnosis.gradients import measure
 from sampling_free.utils.files import write_json
+from timing import now
 
 CONFIGS = {  # and the prior, whose value does not matter here
     "configs/retinanet/retinanet_R_50_FPN_1x.py": ["model.prior=1e-5"],

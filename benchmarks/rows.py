@@ -6,13 +6,13 @@ import os
 import warnings
 
 import torch
-from machine import device_name, versions
 from tabulate import tabulate
-from timing import HEAPS, in_own_process
 from tqdm import tqdm
 
+from machine import device_name, versions
 from sampling_free.cli import one_line_errors
 from sampling_free.utils.errors import require_writable
+from timing import HEAPS, in_own_process
 
 NO_GPU = "no GPU"  # reason of an empty row
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from default_cfg import registered
-from triton_on_cpu import DEVICE
-from yaml_files import sets, tiny
 
+from helpers.default_cfg import registered
+from helpers.triton_on_cpu import DEVICE
+from helpers.yaml_files import sets, tiny
 from sampling_free.utils.files import write_json
 
 __all__ = ["registered", "sets", "tiny"]

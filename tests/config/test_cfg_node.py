@@ -1,0 +1,302 @@
+"""Detectron2's YAML configs: the keys of this project, and which files they are."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, FastRCNNOutputLayers
+
+import sampling_free
+from helpers.tiny_run import (
+    write_config,
+)
+from helpers.yaml_files import FASTER, RETINANET, ROOT, message, zoo
+from sampling_free import BadInput, add_sampling_free_config
+from sampling_free.config.cfg_node import is_cfg_node_file
+from sampling_free.config.load import load_config
+
+# The keys of this project ----------------------------------------------------------------------
+
+
+def test_the_keys_and_their_defaults():
+    cfg = get_cfg()
+    before = cfg.clone()
+    assert add_sampling_free_config(cfg) is None
+    assert cfg.MODEL.SAMPLING_FREE == {
+        "PRIOR": None,
+        "GUIDE": None,
+        "BOX_REG_LOSS_WEIGHT": 1.0,
+        "SOFTMAX_PRIOR": None,
+        "MAX_MASK_POSITIVES": None,
+        "TEST_SCORE_THRESH": None,
+        "FCOS": {
+            "NORM": "GN",
+            "CENTER_SAMPLING_RADIUS": 1.5,
+            "SCORE_THRESH_TEST": 0.0316,
+            "NMS_THRESH_TEST": 0.6,
+        },
+        "ATSS": {
+            "NORM": "GN",
+            "ANCHOR_SIZE": 8.0,
+            "TOPK": 9,
+            "BOX_LOSS_WEIGHT": 2.0,
+            "SCORE_THRESH_TEST": None,
+            "NMS_THRESH_TEST": 0.6,
+        },
+        "PAA": {
+            "NORM": "GN",
+            "ANCHOR_SIZE": 8.0,
+            "TOPK": 9,
+            "IOU_THRESHOLD": 0.1,
+            "BOX_LOSS_WEIGHT": 1.3,
+            "IOU_LOSS_WEIGHT": 0.5,
+            "SCORE_VOTING": True,
+            "SCORE_THRESH_TEST": None,
+            "NMS_THRESH_TEST": 0.6,
+        },
+    }
+    del cfg.MODEL["SAMPLING_FREE"]
+    assert cfg == before
+    assert sampling_free.add_sampling_free_config is add_sampling_free_config
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("0.01", 0.01),
+        ("1e-3", 0.001),  # a string to YAML
+        ("auto", "auto"),
+        ('"auto"', "auto"),
+        ('"0.02"', 0.02),
+        ("null", None),
+    ],
+)
+@pytest.mark.parametrize("by", ["file", "command line"])
+def test_a_prior_is_a_number_or_auto(tmp_path, text, value, by):
+    path = tmp_path / "a.yaml"
+    line = f"  SAMPLING_FREE: {{PRIOR: {text}}}\n" if by == "file" else ""
+    path.write_text(f'_BASE_: "{ROOT / FASTER}"\nMODEL:\n  MASK_ON: False\n{line}')
+    text = {"null": "None", '"0.02"': "0.02"}.get(text, text)
+    overrides = [] if by == "file" else ["MODEL.SAMPLING_FREE.PRIOR", text]
+    cfg = load_config(str(path), overrides, True).cfg
+    assert cfg.MODEL.SAMPLING_FREE.PRIOR == value
+    assert type(cfg.MODEL.SAMPLING_FREE.PRIOR) is type(value)
+
+
+@pytest.mark.parametrize("text, value", [("iteration", "iteration"), ("1", 1), ("0.5", 0.5)])
+@pytest.mark.parametrize("by", ["file", "command line"])
+def test_a_guide_is_a_number_or_iteration(tmp_path, text, value, by):
+    path = tmp_path / "a.yaml"
+    line = f"  SAMPLING_FREE: {{GUIDE: {text}}}\n" if by == "file" else ""
+    path.write_text(f'_BASE_: "{ROOT / RETINANET}"\nMODEL:\n  MASK_ON: False\n{line}')
+    overrides = [] if by == "file" else ["MODEL.SAMPLING_FREE.GUIDE", text]
+    assert load_config(str(path), overrides, True).cfg.MODEL.SAMPLING_FREE.GUIDE == value
+
+
+def small(cfg):
+    """A CfgNode with a narrow model, to be built on the CPU."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = cfg.MODEL
+    node.DEVICE, node.WEIGHTS = "cpu", ""
+    node.RESNETS.STEM_OUT_CHANNELS = node.RESNETS.WIDTH_PER_GROUP = 8
+    node.RESNETS.RES2_OUT_CHANNELS = node.FPN.OUT_CHANNELS = 32
+    node.ROI_BOX_HEAD.FC_DIM = node.ROI_MASK_HEAD.CONV_DIM = 16
+    return cfg
+
+
+# What a user writes by hand in place of convert().
+BY_HAND = {
+    "SamplingFreeRetinaNet": (RETINANET, {"MODEL__META_ARCHITECTURE": "SamplingFreeRetinaNet"}),
+    "SamplingFreeFCOS": ("Base-RetinaNet.yaml", {"MODEL__META_ARCHITECTURE": "SamplingFreeFCOS"}),
+    "SamplingFreeRPN": (
+        "COCO-Detection/rpn_R_50_FPN_1x.yaml",
+        {"MODEL__PROPOSAL_GENERATOR__NAME": "SamplingFreeRPN"},
+    ),
+    "SamplingFreeStandardROIHeads": (
+        "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+        {"MODEL__ROI_HEADS__NAME": "SamplingFreeStandardROIHeads"},
+    ),
+    "SamplingFreeCascadeROIHeads": (
+        "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+        {"MODEL__ROI_HEADS__NAME": "SamplingFreeCascadeROIHeads"},
+    ),
+    "SamplingFreeRes5ROIHeads": (
+        "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+        {"MODEL__ROI_HEADS__NAME": "SamplingFreeRes5ROIHeads"},
+    ),
+}
+
+
+def registries():
+    return {
+        **dict(META_ARCH_REGISTRY),
+        **dict(PROPOSAL_GENERATOR_REGISTRY),
+        **dict(ROI_HEADS_REGISTRY),
+    }
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_each_class_is_registered_and_built_by_its_name(name):
+    cls = getattr(sampling_free, name)
+    assert registries()[name] is cls
+    base, changes = BY_HAND[name]
+    model = build_model(small(zoo(base, **changes)))
+    assert [type(m) for m in model.modules() if isinstance(m, cls)] == [cls]
+
+
+def of_class(model, cls):
+    return [m for m in model.modules() if isinstance(m, cls)]
+
+
+@functools.lru_cache(None)
+def built_with_settings(name):
+    base, changes = BY_HAND[name]
+    cfg = small(zoo(base, **changes))
+    cfg.MODEL.SAMPLING_FREE.update(
+        PRIOR=0.02, GUIDE=0.5, BOX_REG_LOSS_WEIGHT=0.25, SOFTMAX_PRIOR=0.003
+    )
+    if "Res5" not in name:
+        cfg.MODEL.SAMPLING_FREE.MAX_MASK_POSITIVES = 7
+    cfg.MODEL.SAMPLING_FREE.FCOS.update(
+        CENTER_SAMPLING_RADIUS=2.5, SCORE_THRESH_TEST=0.07, NMS_THRESH_TEST=0.55, NORM=""
+    )
+    cfg.MODEL.RETINANET.update(TOPK_CANDIDATES_TEST=77, NUM_CLASSES=6)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 33
+    return build_model(cfg)
+
+
+@pytest.mark.parametrize("name", ["SamplingFreeRetinaNet", "SamplingFreeFCOS", "SamplingFreeRPN"])
+def test_prior_and_guide_reach_the_dense_heads(name):
+    (head,) = of_class(built_with_settings(name), getattr(sampling_free, name))
+    assert head.prior == 0.02 and head.guide.key == 0.5
+    bias = -np.log((1 - 0.02) / 0.02)
+    assert head.classifier_bias.tolist() == pytest.approx([bias] * len(head.classifier_bias))
+
+
+@pytest.mark.parametrize("name", [n for n in BY_HAND if n.endswith("ROIHeads")])
+def test_guide_and_softmax_prior_reach_every_box_predictor(name):
+    model = built_with_settings(name)
+    predictors = of_class(model, sampling_free.SamplingFreeFastRCNNOutputLayers)
+    assert len(predictors) == (3 if "Cascade" in name else 1)
+    for predictor in predictors:
+        assert predictor.guide.key == 0.5 and predictor.softmax_prior == 0.003
+        scores = predictor.cls_score.bias.softmax(0)
+        assert scores[:-1].tolist() == pytest.approx([0.003] * 80)
+    if "Res5" not in name:
+        assert model.roi_heads.max_mask_positives == 7
+
+
+@pytest.mark.parametrize("name", [n for n in BY_HAND if n.endswith("ROIHeads")])
+def test_the_box_predictors_have_the_transforms_of_detectron2s(name):
+    base, _ = BY_HAND[name]
+    stock = build_model(small(zoo(base)))
+    found, expected = (
+        [(m.box2box_transform.weights, m.bbox_pred.weight.shape) for m in of_class(model, cls)]
+        for model, cls in (
+            (built_with_settings(name), sampling_free.SamplingFreeFastRCNNOutputLayers),
+            (stock, FastRCNNOutputLayers),
+        )
+    )
+    assert found == expected and len(set(found)) == len(found)
+
+
+def test_a_limit_of_masks_that_c4_does_not_know_is_refused():
+    base, changes = BY_HAND["SamplingFreeRes5ROIHeads"]
+    cfg = small(zoo(base, MODEL__SAMPLING_FREE__MAX_MASK_POSITIVES=7, **changes))
+    with pytest.raises(BadInput, match="MAX_MASK_POSITIVES.*Res5ROIHeads"):
+        build_model(cfg)
+
+
+def test_an_absent_prior_is_to_be_measured_and_an_absent_guide_is_the_papers():
+    base, changes = BY_HAND["SamplingFreeRetinaNet"]
+    model = build_model(small(zoo(base, **changes)))
+    assert model.prior == "auto" and model.guide.key == "iteration"
+    assert model.box_reg_loss_weight == 1.0
+    assert built_with_settings("SamplingFreeRetinaNet").box_reg_loss_weight == 0.25
+
+
+def test_fcos_from_the_yaml_of_retinanet():
+    model = built_with_settings("SamplingFreeFCOS")
+    assert model.center_sampling_radius == 2.5 and model.num_classes == 6
+    assert model.test_score_thresh == 0.07 and model.test_nms_thresh == 0.55
+    assert model.test_topk_candidates == 77 and model.max_detections_per_image == 33
+    assert model.head_in_features == ["p3", "p4", "p5", "p6", "p7"]
+    assert not any(isinstance(m, torch.nn.GroupNorm) for m in model.head.modules())
+    # With the defaults it has the head of Detectron2's LazyConfig.
+    cfg = zoo("Base-RetinaNet.yaml", MODEL__META_ARCHITECTURE="SamplingFreeFCOS")
+    cfg.MODEL.DEVICE = "meta"
+    lazy = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py").model
+    with torch.device("meta"):
+        ours, stock = build_model(cfg), instantiate(lazy)
+    shapes = [{k: v.shape for k, v in m.head.state_dict().items()} for m in (ours, stock)]
+    assert shapes[0] == shapes[1]
+    assert ours.test_score_thresh == 0.0316
+    for name in ("test_nms_thresh", "center_sampling_radius", "num_classes",
+                 "test_topk_candidates", "max_detections_per_image"):  # fmt: skip
+        assert getattr(ours, name) == getattr(stock, name), name
+    assert [m.num_groups for m in of_class(ours.head, torch.nn.GroupNorm)] == [32] * 8
+
+
+@pytest.mark.parametrize("prior", ["2", "many", "[1]"])
+def test_a_prior_that_is_none_is_refused_when_the_model_is_built(prior):
+    cfg = small(zoo(RETINANET, MODEL__META_ARCHITECTURE="SamplingFreeRetinaNet"))
+    cfg.merge_from_list(["MODEL.SAMPLING_FREE.PRIOR", prior])
+    with pytest.raises(BadInput, match="prior"):
+        build_model(cfg)
+
+
+# Which files are YAML configs of Detectron2 ----------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_the_files_of_the_zoo_are_known(path):
+    assert is_cfg_node_file(str(path))
+
+
+@pytest.mark.parametrize(
+    "name, text, known",
+    [
+        ("a.yaml", "_BASE_: b.yaml\n", True),
+        ("a.yml", "# a comment\nSOLVER:\n  MAX_ITER: 3\n", True),
+        ("a.yaml", "OUTPUT_DIR : somewhere\n", True),
+        ("a.yaml", "model:\n  MODEL: 3\n", False),
+        ("a.yaml", "train:\n  max_iter: 3\n", False),
+        ("a.yaml", "", False),
+        ("a.py", "MODEL: 3\n", False),
+        ("a.py", "_BASE_: 3\n", False),
+    ],
+)
+def test_what_tells_a_yaml_config_of_detectron2(tmp_path, name, text, known):
+    (tmp_path / name).write_text(text)
+    assert is_cfg_node_file(str(tmp_path / name)) == known
+
+
+def test_a_lazy_config_that_a_run_has_saved_is_none(tmp_path):
+    lazy = load_config(write_config(tmp_path))
+    LazyConfig.save(lazy, str(tmp_path / "lazy.yaml"))
+    assert not is_cfg_node_file(str(tmp_path / "lazy.yaml"))
+    LazyConfig.save(load_config(FASTER, [], True), str(tmp_path / "node.yaml"))
+    assert not is_cfg_node_file(str(tmp_path / "node.yaml"))
+
+
+def test_a_saved_lazy_config_with_a_name_in_capitals_is_none(tmp_path):
+    lines = "\nfrom detectron2.model_zoo import get_config\n"
+    lines += "SGD = get_config('common/optim.py').SGD\noptimizer = SGD\n"
+    lazy = load_config(write_config(tmp_path, lines))
+    LazyConfig.save(lazy, str(tmp_path / "lazy.yaml"))
+    assert not is_cfg_node_file(str(tmp_path / "lazy.yaml"))
+    assert load_config(str(tmp_path / "lazy.yaml")).train == lazy.train
+
+
+def test_a_key_that_is_unknown_to_detectron2_is_named_with_the_file(tmp_path):
+    texts = "SOLVER: {MAX_ITR: 3}", "SOLVER: {MAX_ITER: three}", "SOLVER: [", "_BASE_: no.yaml"
+    for text in texts:
+        path = tmp_path / "a.yaml"
+        path.write_text(text + "\n")
+        assert message(str(path)).startswith(f"{path}: "), text

@@ -1,0 +1,404 @@
+"""RoI heads without sampling: every proposal takes part, in training and in no other way."""
+
+import math
+
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.roi_heads import (
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    StandardROIHeads,
+)
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from helpers.proposals import assert_same_detections, rows, spy
+from helpers.roi_losses import KINDS, SIZE, WEIGHTS, expected_sums, overlap
+from helpers.tiny import train_step
+from helpers.tiny_detectors import rcnn_batch, tiny_rcnn
+from sampling_free import (
+    BadInput,
+    SamplingFreeFastRCNNOutputLayers,
+    SamplingFreeRes5ROIHeads,
+    SamplingFreeRPN,
+    SamplingFreeStandardROIHeads,
+    add_sampling_free_config,
+)
+
+
+def targets_and_proposals(seed=0, nums=(3, 0, 5), num_proposals=40):
+    """Ground truth of some images, and proposals, half of them near the objects."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator)
+
+    targets, proposals = [], []
+    for num in nums:
+        corner = uniform(num, 2) * 40
+        boxes = torch.cat([corner, corner + 8 + 16 * uniform(num, 2)], dim=1)
+        classes = torch.randint(3, (num,), generator=generator)
+        targets.append(Instances(SIZE, gt_boxes=Boxes(boxes), gt_classes=classes))
+        corner = uniform(num_proposals, 2) * 50
+        around = torch.cat([corner, corner + 4 + 20 * uniform(num_proposals, 2)], dim=1)
+        if num:
+            near = boxes[torch.arange(num_proposals // 2) % num]
+            around[: len(near)] = near + 6 * uniform(len(near), 4) - 3
+        found = Instances(SIZE, proposal_boxes=Boxes(around))
+        found.objectness_logits = uniform(num_proposals)
+        proposals.append(found)
+    return targets, proposals
+
+
+def roi_heads(stock=False, **kwargs):
+    if stock:
+        kwargs.update(batch_size_per_image=10**6, positive_fraction=1.0)
+    return tiny_rcnn(stock=stock, **kwargs).roi_heads.train()
+
+
+def label(heads, proposals, targets):
+    with EventStorage() as storage:
+        labelled = heads.label_and_sample_proposals(proposals, targets)
+        return labelled, {k: v for k, (v, _) in storage.latest().items()}
+
+
+MATCHERS = {
+    "plain": ([0.5], [0, 1]),
+    "ignoring": ([0.3, 0.6], [0, -1, 1]),
+}
+# Fast R-CNN's: what overlaps with nothing is ignored, but for an image without objects.
+LOWEST_IGNORED = ([0.1, 0.5], [-1, 0, 1])
+
+
+class TestEveryProposal:
+    @pytest.mark.parametrize("append", [True, False])
+    def test_all_proposals_and_the_ground_truth_are_kept_in_order(self, append):
+        targets, proposals = targets_and_proposals()
+        boxes = [p.proposal_boxes.tensor.clone() for p in proposals]
+        kept, _ = label(roi_heads(proposal_append_gt=append), proposals, targets)
+        for got, given, target in zip(kept, boxes, targets):
+            whole = torch.cat([given, target.gt_boxes.tensor]) if append else given
+            assert torch.equal(got.proposal_boxes.tensor, whole)
+
+    @pytest.mark.parametrize("name", MATCHERS)
+    def test_labels_are_those_of_the_best_overlap(self, name):
+        thresholds, labels = MATCHERS[name]
+        matcher = Matcher(thresholds, labels, allow_low_quality_matches=False)
+        targets, proposals = targets_and_proposals()
+        kept, latest = label(roi_heads(proposal_matcher=matcher), proposals, targets)
+        num_ignored, numbers = 0, []
+        for got, given, target in zip(kept, proposals, targets):
+            boxes = given.proposal_boxes.tensor.tolist() + target.gt_boxes.tensor.tolist()
+            expected = []
+            for box in boxes:
+                ious = [overlap(box, gt)[0] for gt in target.gt_boxes.tensor.tolist()]
+                best = max(ious, default=0.0)
+                if best >= thresholds[-1]:
+                    expected.append((box, target.gt_classes[ious.index(best)].item()))
+                elif best < thresholds[0]:
+                    expected.append((box, 3))
+                else:
+                    num_ignored += 1
+            assert got.proposal_boxes.tensor.tolist() == [box for box, _ in expected]
+            assert got.gt_classes.tolist() == [k for _, k in expected]
+            numbers.append((sum(k < 3 for _, k in expected), sum(k == 3 for _, k in expected)))
+        assert (num_ignored > 5) == (name == "ignoring")
+        assert numbers[0][0] > 5 and numbers[1] == (0, 40)
+        assert latest["roi_head/num_fg_samples"] == pytest.approx(sum(a for a, _ in numbers) / 3)
+        assert latest["roi_head/num_bg_samples"] == pytest.approx(sum(b for _, b in numbers) / 3)
+
+    @pytest.mark.parametrize("matcher", [*MATCHERS.values(), LOWEST_IGNORED])
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_they_are_stocks_with_a_sample_larger_than_all(self, matcher, seed):
+        settings = matcher
+
+        def labelled(stock):
+            matcher = Matcher(*settings, allow_low_quality_matches=False)
+            targets, proposals = targets_and_proposals(seed)
+            return label(roi_heads(stock, proposal_matcher=matcher), proposals, targets)
+
+        (ours, our_numbers), (theirs, their_numbers) = labelled(False), labelled(True)
+        for a, b in zip(ours, theirs):
+            assert a.get_fields().keys() == b.get_fields().keys()
+            assert rows(a) == rows(b) and len(a) > 15
+        assert our_numbers == their_numbers
+
+    def test_the_given_ground_truth_is_left_as_it_was(self):
+        targets, proposals = targets_and_proposals()
+        before = [t.gt_classes.clone() for t in targets]
+        label(roi_heads(), proposals, targets)
+        assert all(torch.equal(t.gt_classes, b) for t, b in zip(targets, before))
+
+    def test_they_take_no_random_numbers(self):
+        targets, proposals = targets_and_proposals()
+        heads = roi_heads()
+        before = torch.get_rng_state()
+        label(heads, proposals, targets)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("kind", ["c4", "cascade"])
+    def test_the_other_roi_heads_keep_them_too(self, kind):
+        targets, proposals = targets_and_proposals()
+        kept, _ = label(roi_heads(kind=kind), proposals, targets)
+        assert [len(x) for x in kept] == [43, 40, 45]
+
+
+# The whole detector
+
+
+def model_of(kind, num_classes=3, **kwargs):
+    return tiny_rcnn(kind, num_classes, rpn={"prior": 0.01}, **kwargs)
+
+
+OWN_LOSSES = {"mask": {"loss_mask"}, "keypoint": {"loss_keypoint"}, "c4": set(), "faster": set()}
+BOTH = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_uses_every_proposal_and_guides_the_loss(kind, num_classes, monkeypatch):
+    model = model_of(kind, num_classes)
+    found = spy(monkeypatch, model.proposal_generator, "forward")
+    lossed = spy(monkeypatch, model.roi_heads.box_predictor, "losses")
+    inputs = rcnn_batch(3, 5, kind=kind, num_classes=num_classes)
+    losses, latest, gradients = train_step(model, inputs)
+    assert losses.keys() == BOTH | OWN_LOSSES[kind]
+    predictions, proposals = lossed[0][0]
+    num_found = [len(p) for p in found[0][1][0]]
+    assert [len(p) for p in proposals] == [num_found[0] + 3, num_found[1] + 5]
+    sums = expected_sums(model.roi_heads.box_predictor, predictions, proposals)
+    sum_cls, sum_box, num_foreground = sums
+    assert num_foreground >= 8  # the ground truth itself
+    assert losses["loss_box_reg"].item() == pytest.approx(sum_box / num_foreground, rel=1e-4)
+    assert losses["loss_cls"].item() == pytest.approx(2 * sum_box / num_foreground, rel=1e-4)
+    assert latest["guide/roi/r"] == pytest.approx(2 * sum_box / sum_cls, rel=1e-4)
+    assert latest["roi_head/num_fg_samples"] == num_foreground / 2
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.isfinite().all(), name
+        assert "roi_heads" not in name or gradient.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_objects_gives_zeros_for_every_parameter(kind):
+    losses, latest, gradients = train_step(model_of(kind), rcnn_batch(0, 0, kind=kind))
+    assert losses.keys() == BOTH | OWN_LOSSES[kind]
+    assert all(x.item() == 0 for x in losses.values())
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.abs().max() == 0, name
+    assert latest["guide/roi/empty_batches"] == 1 and latest["roi_head/num_fg_samples"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_image_of_a_batch_may_be_empty(kind):
+    losses, latest, gradients = train_step(model_of(kind), rcnn_batch(4, 0, kind=kind))
+    assert all(0 < x.item() < math.inf for x in losses.values())
+    assert losses["loss_cls"].item() == pytest.approx(2 * losses["loss_box_reg"].item(), rel=1e-5)
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    assert latest["guide/roi/empty_batches"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_autocast_trains_the_whole_detector(kind):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, latest, gradients = train_step(model_of(kind), rcnn_batch(3, 5, kind=kind))
+    assert losses["loss_cls"].item() == pytest.approx(2 * losses["loss_box_reg"].item(), rel=1e-5)
+    assert losses["loss_cls"].dtype == torch.float32
+    assert 0 < latest["guide/roi/r"] < math.inf
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dicts_go_both_ways(kind):
+    ours, stock = model_of(kind, seed=1), tiny_rcnn(kind, stock=True, seed=2)
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    weights = {k: v.clone() for k, v in ours.state_dict().items()}
+    stock.load_state_dict(weights, strict=True)
+    other = tiny_rcnn(kind, stock=True, seed=3).state_dict()
+    ours.load_state_dict(other, strict=True)
+    for key, value in other.items():
+        assert torch.equal(ours.state_dict()[key], value)
+        assert torch.equal(stock.state_dict()[key], weights[key])
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_detections_are_bit_equal_to_stock(kind, agnostic):
+    ours = model_of(kind, agnostic=agnostic, seed=1)
+    with torch.no_grad():  # scores and boxes that differ from one another
+        for layer in (
+            ours.roi_heads.box_predictor.cls_score,
+            ours.roi_heads.box_predictor.bbox_pred,
+        ):
+            layer.weight.normal_(std=0.5)
+    inputs = rcnn_batch(2, 0)
+    inputs[1].update(height=50, width=200)
+    assert_same_detections(ours, tiny_rcnn(kind, stock=True, agnostic=agnostic, seed=2), inputs)
+
+
+class TestMaxMaskPositives:
+    def _seen(self, monkeypatch, seed=0, nums=(4, 6), **kwargs):
+        """(instances that the mask head sees, foreground of each image, losses) of a step."""
+        model = model_of("mask", **kwargs)
+        masked = spy(monkeypatch, model.roi_heads.mask_head, "forward")
+        lossed = spy(monkeypatch, model.roi_heads.box_predictor, "losses")
+        torch.manual_seed(seed)
+        losses, _, _ = train_step(model, rcnn_batch(*nums, kind="mask"))
+        ((pooled, instances), _) = masked[0]
+        assert len(pooled) == sum(map(len, instances))
+        foreground = [p[p.gt_classes < 3] for p in lossed[0][0][1]]
+        return instances, foreground, losses
+
+    def test_it_is_off_by_default_and_the_mask_head_sees_all_foreground(self, monkeypatch):
+        seen, foreground, _ = self._seen(monkeypatch)
+        for a, b in zip(seen, foreground):
+            assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+
+    @pytest.mark.parametrize("limit", [1, 3, 5])
+    def test_it_limits_each_image(self, monkeypatch, limit):
+        seen, foreground, _ = self._seen(monkeypatch, max_mask_positives=limit, nums=(4, 6, 0))
+        assert [len(x) for x in seen] == [min(limit, len(x)) for x in foreground]
+        assert len(foreground[0]) >= 4 and len(foreground[2]) == 0
+        for a, b in zip(seen, foreground):
+            drawn, given = (x.proposal_boxes.tensor.tolist() for x in (a, b))
+            masks = a.gt_masks.tensor if drawn else []
+            for box, k, mask in zip(drawn, a.gt_classes.tolist(), masks):
+                i = given.index(box)
+                assert b.gt_classes[i].item() == k and torch.equal(b.gt_masks.tensor[i], mask)
+
+    def test_the_choice_is_random_and_every_positive_has_its_turn(self, monkeypatch):
+        drawn = set()
+        for seed in range(30):
+            seen, foreground, _ = self._seen(monkeypatch, seed, nums=(4,), max_mask_positives=3)
+            boxes = [tuple(x) for x in seen[0].proposal_boxes.tensor.tolist()]
+            assert len(set(boxes)) == 3  # without replacement
+            drawn.update(boxes)
+        assert drawn == {tuple(x) for x in foreground[0].proposal_boxes.tensor.tolist()}
+
+    def test_the_box_losses_are_the_same(self, monkeypatch):
+        _, _, off = self._seen(monkeypatch)
+        _, _, on = self._seen(monkeypatch, max_mask_positives=2)
+        for key in BOTH:
+            assert torch.equal(off[key], on[key]), key
+        assert on["loss_mask"] > 0 and on["loss_mask"] != off["loss_mask"]
+
+    @pytest.mark.parametrize(("limit", "takes"), [(None, False), (10**6, False), (2, True)])
+    def test_random_numbers_are_taken_only_where_something_is_drawn(self, limit, takes):
+        model = model_of("mask", max_mask_positives=limit)
+        before = torch.get_rng_state()
+        train_step(model, rcnn_batch(4, 6, kind="mask"))
+        assert torch.equal(torch.get_rng_state(), before) != takes
+
+    @pytest.mark.parametrize("limit", [0, -3, 2.5, "7", True])
+    def test_an_impossible_limit_is_refused(self, limit):
+        with pytest.raises(BadInput, match=f"max_mask_positives={limit!r}.*None"):
+            model_of("mask", max_mask_positives=limit)
+
+    def test_without_a_mask_head_it_does_nothing(self):
+        losses, _, _ = train_step(model_of("faster", max_mask_positives=1), rcnn_batch(4, 6))
+        assert losses.keys() == BOTH
+
+    def test_at_test_time_it_does_nothing(self):
+        ours = model_of("mask", max_mask_positives=1)
+        assert_same_detections(ours, tiny_rcnn("mask", stock=True), rcnn_batch(2, 1))
+
+
+@pytest.mark.parametrize("kind", ["faster", "c4"])
+def test_a_stock_box_predictor_is_refused(kind):
+    predictor = FastRCNNOutputLayers(
+        ShapeSpec(channels=16), box2box_transform=Box2BoxTransform(weights=WEIGHTS), num_classes=3
+    )
+    with pytest.raises(BadInput, match="is FastRCNNOutputLayers.*SamplingFreeFastRCNNOutputLayers"):
+        model_of(kind, box_predictor=predictor)
+
+
+class TestConfigNode:
+    """Detectron2's YAML configs, with a narrow ResNet-18."""
+
+    def _cfg(self, name, stock=False, **sampling_free):
+        cfg = get_cfg()
+        if not stock:
+            add_sampling_free_config(cfg)
+        cfg.merge_from_file(model_zoo.get_config_file(name))
+        model = cfg.MODEL
+        model.DEVICE, model.WEIGHTS = "cpu", ""
+        model.RESNETS.DEPTH, model.RESNETS.RES2_OUT_CHANNELS = 18, 64
+        model.RESNETS.WIDTH_PER_GROUP = 2
+        model.FPN.OUT_CHANNELS, model.ROI_BOX_HEAD.FC_DIM = 8, 16
+        model.ROI_MASK_HEAD.CONV_DIM = model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 4
+        model.ROI_MASK_HEAD.NUM_CONV = 1
+        model.ROI_KEYPOINT_HEAD.CONV_DIMS = (4,)
+        model.ROI_HEADS.NUM_CLASSES = 3
+        if not stock:
+            c4 = "C4" in name
+            model.PROPOSAL_GENERATOR.NAME = "SamplingFreeRPN"
+            kind = "Res5" if c4 else "Standard"
+            model.ROI_HEADS.NAME = f"SamplingFree{kind}ROIHeads"
+            for key, value in sampling_free.items():
+                model.SAMPLING_FREE[key] = value
+        return cfg
+
+    FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+    MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+    KEYPOINT = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"
+    C4 = "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"
+
+    @pytest.mark.parametrize("name", [FASTER, MASK, KEYPOINT, C4])
+    def test_it_builds_the_classes_with_stocks_parameters(self, name):
+        model = build_model(self._cfg(name))
+        heads = SamplingFreeRes5ROIHeads if name == self.C4 else SamplingFreeStandardROIHeads
+        assert type(model.proposal_generator) is SamplingFreeRPN
+        assert type(model.roi_heads) is heads
+        predictor = model.roi_heads.box_predictor
+        assert type(predictor) is SamplingFreeFastRCNNOutputLayers
+        stock = build_model(self._cfg(name, stock=True))
+        assert isinstance(stock.roi_heads, (StandardROIHeads, Res5ROIHeads))
+        shapes = {k: v.shape for k, v in model.state_dict().items()}
+        assert shapes == {k: v.shape for k, v in stock.state_dict().items()}
+        assert model.proposal_generator.prior == "auto" and predictor.softmax_prior is None
+        assert predictor.guide.key == model.proposal_generator.guide.key == "iteration"
+        theirs = stock.roi_heads.box_predictor
+        for key, value in vars(theirs).items():
+            if isinstance(value, (int, float, str, dict)) and not key.startswith("_"):
+                if key != "training":
+                    assert vars(predictor)[key] == value, key
+        assert predictor.box2box_transform.weights == theirs.box2box_transform.weights
+
+    def test_the_keys_of_the_project_are_honoured(self):
+        keys = {"PRIOR": 0.003, "GUIDE": 0.5, "SOFTMAX_PRIOR": 0.02, "MAX_MASK_POSITIVES": 7}
+        model = build_model(self._cfg(self.MASK, **keys))
+        rpn, heads = model.proposal_generator, model.roi_heads
+        assert rpn.prior == 0.003 and rpn.guide.key == heads.box_predictor.guide.key == 0.5
+        assert heads.max_mask_positives == 7 and heads.box_predictor.softmax_prior == 0.02
+        scores = rpn.rpn_head.objectness_logits.bias.sigmoid()
+        assert scores.tolist() == pytest.approx([0.003] * 3, rel=1e-5)
+        scores = heads.box_predictor.cls_score.bias.softmax(dim=0)
+        assert scores.tolist() == pytest.approx([0.02] * 3 + [0.94], rel=1e-5)
+
+    def test_c4_says_that_it_knows_no_limit_of_masks(self):
+        with pytest.raises(BadInput, match="MAX_MASK_POSITIVES: Res5ROIHeads"):
+            build_model(self._cfg(self.C4, MAX_MASK_POSITIVES=7))
+
+    def test_from_the_command_line_they_may_be_numbers(self):
+        cfg = self._cfg(self.FASTER)
+        cfg.merge_from_list(["MODEL.SAMPLING_FREE.SOFTMAX_PRIOR", "0.1", "MODEL.MASK_ON", "False"])
+        assert build_model(cfg).roi_heads.box_predictor.softmax_prior == 0.1
+
+    @pytest.mark.parametrize("name", [FASTER, MASK, C4])
+    def test_it_trains_a_step(self, name):
+        cfg = self._cfg(name, PRIOR=0.01)
+        cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 0.25
+        cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
+        kind = "faster" if name == self.FASTER else "mask"
+        torch.manual_seed(0)
+        losses, latest, gradients = train_step(build_model(cfg), rcnn_batch(3, 5, kind=kind))
+        assert losses.keys() == BOTH | OWN_LOSSES[kind]
+        twice = 2 * losses["loss_box_reg"].item()
+        assert losses["loss_cls"].item() == pytest.approx(twice, rel=1e-5) and twice > 0
+        trained = {k: g for k, g in gradients.items() if "roi_heads" in k}
+        assert all(g is not None and g.isfinite().all() for g in trained.values())

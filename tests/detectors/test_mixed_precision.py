@@ -1,0 +1,449 @@
+"""Every detector in float16 and bfloat16: small priors, gradients, r, empty batches, evaluation.
+
+    b  the bias of the classifier at a prior of 1e-7
+
+On a CPU float16's products are those of half_products.py; on a GPU they are the GPU's.
+"""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import ProposalNetwork
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn import functional as F
+
+from helpers.half_products import half_products
+from helpers.precision_runs import DEVICE
+from helpers.tiny import batch, stock_retinanet, tiny_retinanet
+from helpers.tiny_detectors import PIXELS, ROI_HEADS, rcnn_batch, stock_fcos, tiny_fcos, tiny_rcnn
+from helpers.tiny_run import REPO
+from sampling_free import (
+    ATSS,
+    PAA,
+    GHMRetinaNet,
+    OHEMRetinaNet,
+    SamplingFreeATSS,
+    SamplingFreePAA,
+    SamplingFreeRPN,
+)
+from sampling_free.config.load import DTYPES, load_config
+from sampling_free.engine.float32_losses import losses_in_float32
+from sampling_free.engine.step import PrecisionTrainer
+from sampling_free.engine.trainer import LazyTrainer
+from sampling_free.method.guides import Guide
+from sampling_free.method.prior import (
+    bias_to_prior,
+    prior_to_bias,
+    softmax_prior_to_bias,
+    start_loss,
+)
+
+PRIOR = 1e-7
+NUM_CLASSES = 3
+EVERY_ANCHOR = {"nms_thresh": 2.0, "pre_nms_topk": (9999, 1), "post_nms_topk": (9999, 1)}
+STEPS_OF_SCALER = 6  # within which float16's scale has come down from 65536
+
+
+def _rpn_alone(**kwargs):
+    model = tiny_rcnn(**kwargs)
+    return ProposalNetwork(
+        backbone=model.backbone, proposal_generator=model.proposal_generator, **PIXELS
+    )
+
+
+def _rcnn(kind, **rpn):
+    return tiny_rcnn(kind, rpn={"prior": PRIOR, **rpn}, predictor={"softmax_prior": PRIOR})
+
+
+DENSE = {
+    "retinanet": lambda: tiny_retinanet(prior=PRIOR),
+    "fcos": lambda: tiny_fcos(prior=PRIOR),
+    "atss": lambda: tiny_fcos(SamplingFreeATSS, prior=PRIOR),
+    "paa": lambda: tiny_fcos(SamplingFreePAA, prior=PRIOR),
+    "rpn": lambda: _rpn_alone(rpn={"prior": PRIOR}),
+}
+DETECTORS = DENSE | {kind: lambda kind=kind: _rcnn(kind) for kind in ROI_HEADS}
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_dense = pytest.mark.parametrize("name", DENSE)
+each_detector = pytest.mark.parametrize("name", DETECTORS)
+
+
+def inputs(name, *nums):
+    return rcnn_batch(*nums, kind=name)
+
+
+def autocast(dtype):
+    return torch.autocast(DEVICE, dtype=DTYPES[dtype])
+
+
+def train(model, dtype, batches, rate=0.0):
+    """The trainer after a step on each batch, and the numbers that the last one logged."""
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=rate, momentum=0.9)
+    trainer = PrecisionTrainer(model, batches, optimizer, DEVICE, dtype)
+    with EventStorage() as storage, half_products(DEVICE, dtype):
+        for trainer.iter in range(len(batches)):
+            trainer.run_step()
+    return trainer, {k: v for k, (v, _) in storage.latest().items()}
+
+
+def rounded(value, dtype):
+    """A number as ``dtype`` holds it."""
+    return torch.tensor(value, dtype=torch.float64).to(DTYPES[dtype]).item()
+
+
+def half_ulp(value, dtype):
+    """The most that rounding changes a number of that size."""
+    return torch.finfo(DTYPES[dtype]).eps / 2 * 2 ** math.floor(math.log2(abs(value)))
+
+
+# The prior ----------------------------------------------------------------------------------------
+
+
+def dense_head(model):
+    return getattr(model, "proposal_generator", model)
+
+
+def predictors(model):
+    found = model.roi_heads.box_predictor
+    return list(found) if isinstance(found, nn.ModuleList) else [found]
+
+
+class Seen(NamedTuple):
+    """What a dense detector's ``losses`` got: logits of each level, and labels (N, R)."""
+
+    logits: list
+    labels: torch.Tensor
+
+
+def watch(head):
+    """Keeps what ``losses`` of a head gets, and the gradient of the logits, for the last step."""
+    seen, losses = [], head.losses
+
+    def watched(anchors, logits, labels, *args):
+        for x in logits:
+            x.retain_grad()
+        seen[:] = [Seen(logits, torch.stack(labels))]
+        return losses(anchors, logits, labels, *args)
+
+    head.losses = watched
+    return seen
+
+
+def counted(head, labels):
+    """N_f, N and C of a batch."""
+    num_classes = 1 if isinstance(head, SamplingFreeRPN) else head.num_classes
+    is_foreground = labels == 1 if num_classes == 1 else (labels >= 0) & (labels < num_classes)
+    return is_foreground.sum().item(), (labels >= 0).sum().item(), num_classes
+
+
+def raw_loss(latest):
+    return latest.get("guide/loss_cls_raw", latest.get("guide/rpn/loss_cls_raw"))
+
+
+def ratio(latest):
+    return latest.get("guide/r", latest.get("guide/rpn/r"))
+
+
+@torch.no_grad()
+def start_logits(model, dtype=None):
+    """All logits of the fresh head, in float64, in full precision or under autocast."""
+    images = torch.stack([x["image"] for x in batch(3, 2)]).to(DEVICE).float() / 57 - 2
+    head = dense_head(model)
+    if dtype is None:
+        logits = head.class_logits(model.backbone(images))
+    else:
+        with autocast(dtype), half_products(DEVICE, dtype):
+            logits = head.class_logits(model.backbone(images))
+        assert {x.dtype for x in logits} == {DTYPES[dtype]}
+    return torch.cat([x.flatten() for x in logits]).double()
+
+
+@each_dense
+@each_dtype
+def test_the_start_scores_are_the_prior_within_the_rounding_of_its_bias(name, dtype):
+    model = DETECTORS[name]().to(DEVICE)
+    exact, logits = start_logits(model), start_logits(model, dtype)
+    bias = prior_to_bias(PRIOR)
+    limit = half_ulp(bias, dtype)
+    assert limit == {"float16": 2**-7, "bfloat16": 2**-4}[dtype]  # of a number between 16 and 32
+    # The bias is rounded, and the logit, to which the weights of a fresh head add little.
+    assert (logits - exact).abs().max() <= 2.01 * limit
+    score, expected = logits.sigmoid().mean().item(), exact.sigmoid().mean().item()
+    assert expected == pytest.approx(PRIOR, rel=0.1)
+    assert abs(math.log(score / expected)) <= 2.01 * limit
+
+
+@each_dense
+@each_dtype
+def test_the_start_loss_is_that_of_the_rounded_bias(name, dtype):
+    model = DETECTORS[name]().to(DEVICE)
+    head = dense_head(model)
+    seen = watch(head)
+    layer = head.get_submodule(head.classifier_bias_name.rpartition(".")[0])
+    nn.init.zeros_(layer.weight)  # all logits are b
+    _, latest = train(model, dtype, [inputs(name, 3, 2)])
+    ((logits, labels),) = seen
+    bias = rounded(prior_to_bias(PRIOR), dtype)
+    assert all((x == bias).all() for x in logits)
+    counts = counted(head, labels)
+    expected = start_loss(bias_to_prior(bias), *counts)
+    assert raw_loss(latest) == pytest.approx(expected, rel=1e-6)
+    # It has to come close to the loss of the prior itself, as 16 of its 16.1 nats are -log(prior).
+    limit = half_ulp(bias, dtype)
+    assert raw_loss(latest) == pytest.approx(start_loss(PRIOR, *counts), abs=1.01 * limit)
+
+
+@each_dense
+@each_dtype
+def test_the_gradient_of_every_score_survives(name, dtype):
+    model = DETECTORS[name]().to(DEVICE)
+    head = dense_head(model)
+    seen = watch(head)
+    trainer, latest = train(model, dtype, [inputs(name, 3, 2)] * STEPS_OF_SCALER)
+    ((logits, labels),) = seen
+    num_foreground, _, num_classes = counted(head, labels)
+    # Autograd leaves them as they came: scaled. The optimizer's have been divided by that.
+    scale = trainer.grad_scaler.get_scale()
+    factor = scale * ratio(latest) / num_foreground
+    gradients = torch.cat([x.grad.flatten() for x in logits]).double()
+    scores = torch.cat([x.flatten() for x in logits]).double().sigmoid()
+    taking_part = gradients != 0
+    share = (labels >= 0).double().mean().item()
+    assert taking_part.double().mean().item() == pytest.approx(share, abs=1e-9)
+    pushed_down = gradients > 0
+    info = torch.finfo(DTYPES[dtype])
+    torch.testing.assert_close(
+        gradients[pushed_down],
+        (factor * scores)[pushed_down],
+        rtol=2 * info.eps,
+        atol=info.smallest_normal * info.eps,  # the step of the smallest numbers
+    )
+    assert (gradients < 0).sum().item() == num_foreground
+    assert (gradients < 0).sum().item() == num_foreground
+
+
+@each_dense
+@each_dtype
+def test_gradients_are_those_of_full_precision(name, dtype):
+    gradients = []
+    for precision in (None, dtype):
+        model = DENSE[name]().to(DEVICE)
+        train(model, precision, [inputs(name, 3, 2)] * STEPS_OF_SCALER)
+        gradients.append({k: p.grad for k, p in model.named_parameters()})
+        head = dense_head(model)
+        must = [head.classifier_bias, *model.backbone.bottom_up.parameters()]
+        assert all(p.grad.abs().max() > 0 for p in must)
+        assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    full, mixed = (torch.cat([x.flatten() for x in found.values()]) for found in gradients)
+    # PAA chooses its foreground by losses, of which some are alike after rounding.
+    limit = 0.05 if name == "paa" else 2 * torch.finfo(DTYPES[dtype]).eps
+    assert (full - mixed).norm() <= limit * full.norm()
+
+
+@pytest.mark.parametrize("kind", ROI_HEADS)
+@each_dtype
+def test_the_softmax_prior_survives(kind, dtype):
+    model = _rcnn(kind).to(DEVICE)
+    bias = softmax_prior_to_bias(PRIOR, NUM_CLASSES)
+    for predictor in predictors(model):
+        features = torch.zeros(5, predictor.cls_score.in_features, device=DEVICE)
+        with autocast(dtype), half_products(DEVICE, dtype):
+            logits, _ = predictor(features)
+        assert logits.dtype == DTYPES[dtype]
+        assert (logits == torch.tensor([0, 0, 0, rounded(bias, dtype)], device=DEVICE)).all()
+        scores = logits.double().softmax(dim=1)[:, :-1]
+        limit = half_ulp(bias, dtype)
+        assert (scores / PRIOR).log().abs().max() <= 1.01 * limit
+
+
+@pytest.mark.parametrize("kind", ROI_HEADS)
+@each_dtype
+def test_the_start_loss_of_a_box_head_is_that_of_the_rounded_bias(kind, dtype):
+    model = _rcnn(kind).to(DEVICE)
+    bias = rounded(softmax_prior_to_bias(PRIOR, NUM_CLASSES), dtype)
+    seen = {}
+    for stage, predictor in enumerate(predictors(model)):
+        nn.init.zeros_(predictor.cls_score.weight)
+
+        def losses(predictions, proposals, stage=stage, predictor=predictor):
+            labels = torch.cat([p.gt_classes for p in proposals])
+            seen[stage] = ((labels < NUM_CLASSES).sum().item(), len(labels))
+            return type(predictor).losses(predictor, predictions, proposals)
+
+        predictor.losses = losses
+    _, latest = train(model, dtype, [inputs(kind, 3, 2)])
+    stages = kind.startswith("cascade")
+    for stage, (num_foreground, num) in seen.items():
+        key = f"stage{stage}/" * stages + "guide/roi/loss_cls_raw"
+        # log(3 + e^b) of each row, less b where the background is right.
+        expected = num_foreground * bias + num * math.log1p(NUM_CLASSES * math.exp(-bias))
+        assert latest[key] == pytest.approx(expected / num_foreground, rel=1e-5)
+    assert len(seen) == (3 if stages else 1)
+
+
+@each_detector
+@each_dtype
+def test_the_bias_stays_in_float32_in_the_checkpoint_too(name, dtype, tmp_path):
+    model = DETECTORS[name]().to(DEVICE)
+    trainer, _ = train(model, dtype, [inputs(name, 3, 2)] * STEPS_OF_SCALER)
+    DetectionCheckpointer(model, str(tmp_path)).save("model")
+    weights = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+    assert {x.dtype for x in weights.values() if x.is_floating_point()} == {torch.float32}
+    head, prefix = dense_head(model), "proposal_generator." * (dense_head(model) is not model)
+    stored = weights[prefix + head.classifier_bias_name]
+    assert (stored == torch.tensor(prior_to_bias(PRIOR))).all()  # the learning rate is 0
+    optimizer = trainer.state_dict()["optimizer"]["state"]
+    buffers = [x for state in optimizer.values() for x in state.values() if torch.is_tensor(x)]
+    assert {x.dtype for x in buffers} == {torch.float32}
+
+
+# Steps --------------------------------------------------------------------------------------------
+
+
+def guide_outputs(model):
+    """What each guide of a model returns, by name, in the last step."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Guide):
+            module.register_forward_hook(
+                lambda module, args, result, name=name: found.__setitem__(name, result)
+            )
+    return found
+
+
+@each_detector
+@each_dtype
+def test_r_is_in_float32_and_that_of_full_precision(name, dtype):
+    ratios = []
+    for precision in (None, dtype):
+        # All scores of a fresh RPN are alike in half precision: NMS would choose by chance.
+        model = (_rcnn(name, **EVERY_ANCHOR) if name in ROI_HEADS else DENSE[name]()).to(DEVICE)
+        found = guide_outputs(model)
+        train(model, precision, [inputs(name, 3, 2)])
+        assert {x.dtype for x in found.values()} == {torch.float32}
+        ratios.append({k: v.item() for k, v in found.items()})
+    assert len(ratios[0]) == (3 if "cascade" in name else 1) + (name in ROI_HEADS)
+    # Rounding moves b by half an ulp, of 16 nats, and the box loss by no more.
+    assert ratios[1] == pytest.approx(ratios[0], rel=torch.finfo(DTYPES[dtype]).eps)
+
+
+@each_detector
+@each_dtype
+def test_steps_with_and_without_objects_are_finite(name, dtype):
+    model = DETECTORS[name]().to(DEVICE)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    nums = [(3, 2), (0, 0), (0, 3), (5, 1), (0, 0), (2, 2), (1, 0), (4, 3)]
+    trainer, latest = train(model, dtype, [inputs(name, *x) for x in nums], rate=1e-3)
+    after = model.state_dict()
+    assert all(x.isfinite().all() for x in after.values())
+    assert any(not torch.equal(x, before[k]) for k, x in after.items())
+    assert all(math.isfinite(x) for x in latest.values())
+    assert trainer.num_skipped == 0
+
+
+@each_detector
+@each_dtype
+def test_what_was_trained_so_is_evaluated_in_full_precision(name, dtype):
+    model = DETECTORS[name]().to(DEVICE)
+    train(model, dtype, [inputs(name, 3, 2)], rate=1e-3)
+    with torch.no_grad():
+        results = model.eval()(inputs(name, 3, 2))
+    assert len(results) == 2
+    for result in results:
+        instances = result.get("instances", result.get("proposals"))
+        fields = instances.get_fields()
+        boxes = fields.get("pred_boxes", fields.get("proposal_boxes")).tensor
+        assert boxes.dtype == torch.float32 and boxes.isfinite().all()
+        scores = fields.get("scores", fields.get("objectness_logits"))
+        assert scores.dtype == torch.float32 and scores.isfinite().all()
+
+
+# Baselines ----------------------------------------------------------------------------------------
+
+
+def fcos_with_focal_loss():
+    model = stock_fcos()
+    losses_in_float32(model)
+    return model
+
+
+BASELINES = {
+    "retinanet focal": stock_retinanet,
+    "retinanet ohem": lambda: tiny_retinanet(OHEMRetinaNet),
+    "retinanet ghm": lambda: tiny_retinanet(GHMRetinaNet),
+    "fcos focal": fcos_with_focal_loss,
+    "atss focal": lambda: tiny_fcos(ATSS),
+    "paa focal": lambda: tiny_fcos(PAA),
+    "sampled faster": lambda: tiny_rcnn(stock=True),
+    "sampled cascade": lambda: tiny_rcnn("cascade", stock=True),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@each_dtype
+def test_steps_of_a_baseline_are_finite(name, dtype):
+    model = BASELINES[name]().to(DEVICE)
+    batches = [inputs(name, *nums) for nums in [(3, 2), (0, 0), (0, 3)]]
+    _, latest = train(model, dtype, batches, rate=1e-3)
+    assert all(math.isfinite(x) for x in latest.values())
+    assert all(x.isfinite().all() for x in model.state_dict().values())
+
+
+@each_dtype
+def test_the_losses_of_detectron2s_fcos_are_those_of_full_precision(dtype):
+    values = []
+    for precision in (None, dtype):
+        _, latest = train(fcos_with_focal_loss().to(DEVICE), precision, [inputs("fcos", 3, 2)])
+        values.append({k: v for k, v in latest.items() if k.startswith("loss_fcos")})
+    assert len(values[0]) == 3
+    assert values[1] == pytest.approx(values[0], rel=torch.finfo(DTYPES[dtype]).eps)
+
+
+# The emulation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU's products are not emulated")
+def test_half_products_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 5, 7).half().requires_grad_()
+    weight = (torch.randn(8, 16, 3, 3) / 12).half().requires_grad_()
+    bias = torch.randn(8).half().requires_grad_()
+    matrix = (torch.randn(35, 4) / 6).half().requires_grad_()
+
+    def products():
+        y = F.conv2d(x, weight, bias, stride=1, padding=1)
+        z = y.flatten(2) @ matrix
+        return [y, z, *torch.autograd.grad(z.float().sum(), (x, weight, bias, matrix))]
+
+    slow = products()
+    with half_products("cpu"):
+        fast = products()
+    for a, b in zip(slow, fast):
+        assert a.dtype == b.dtype == torch.float16
+        assert (a - b).abs().max() <= 2e-3 * a.abs().max()
+
+
+@each_dtype
+def test_detectron2s_fcos_trains_from_its_config(tmp_path, dtype):
+    """Its box loss alone would stop under autocast."""
+    settings = [
+        *("train.amp.enabled=True", f"train.amp.dtype={dtype}", "train.max_iter=2"),
+        *("train.device=cpu", "train.num_pictures=0", f"train.output_dir={tmp_path}"),
+        "dataloader.train.total_batch_size=2",
+    ]
+    for split in ("train", "test"):
+        node = f"dataloader.{split}.dataset.names"
+        settings += [f"{node}.train_images=4", f"{node}.val_images=2", f"{node}.image_size=[96,96]"]
+        settings += [f"{node}.root={tmp_path}", f"{node}.name={tmp_path.name}_{split}"]
+    cfg = load_config(str(REPO / "configs" / "demo" / "fcos.py"), settings, False, "focal")
+    made = LazyTrainer(cfg)
+    assert type(made.model) is FCOS
+    made.train()
+    latest = {k: v for k, (v, _) in made.storage.latest().items() if "loss" in k}
+    assert latest and all(map(math.isfinite, latest.values()))

@@ -1,0 +1,209 @@
+"""Pictures are judged by their pixels, with a detector whose answers are known."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from helpers.drawn_detector import SIZE, Detector, found
+from helpers.tiny import log_lines
+from sampling_free.evaluation.pictures import (
+    MARGIN,
+    MAX_CELL,
+    _grid,
+    choose_images,
+    class_name,
+    draw_detections,
+    draw_ground_truth,
+    draw_side_by_side,
+    save_prediction_pictures,
+    unique_stems,
+)
+
+RED, BLUE = [255, 0, 0], [0, 0, 255]
+METADATA = Metadata(thing_classes=["cat", "dog"], thing_colors=[RED, BLUE])
+GRAY = np.full((SIZE, SIZE, 3), 128, np.uint8)
+
+
+def truth(boxes, classes, **more):
+    mode = BoxMode.XYXY_ABS
+    return {
+        "annotations": [
+            {"bbox": b, "bbox_mode": mode, "category_id": c, **more} for b, c in zip(boxes, classes)
+        ]
+    }
+
+
+def near(picture, x, y, color):
+    """Whether a box line of this colour passes within two pixels; lines are half transparent."""
+    patch = picture[y - 2 : y + 3, x - 2 : x + 3].astype(int).reshape(-1, 3)
+    others = [i for i in range(3) if i != color.index(255)]
+    return bool((patch[:, color.index(255)] > patch[:, others].max(1) + 40).any())
+
+
+def test_only_what_reaches_the_threshold_is_drawn():
+    instances = found([[40, 40, 200, 200], [250, 250, 400, 400]], [0.3, 0.29], [0, 1])
+    picture = draw_detections(GRAY, instances, METADATA, float(np.float32(0.3)))
+    assert picture.shape == GRAY.shape and picture.dtype == np.uint8
+    assert near(picture, 200, 120, RED) and not near(picture, 400, 325, BLUE)
+    assert (draw_detections(GRAY, instances, METADATA, 0.31) == GRAY).all()
+
+
+def test_ground_truth_and_detections_have_the_same_colours_and_places():
+    box = [40, 40, 200, 200]
+    left = draw_ground_truth(GRAY, truth([box], [1]), METADATA)
+    right = draw_detections(GRAY, found([box], [0.9], [1]), METADATA, 0.5)
+    for picture in (left, right):
+        assert near(picture, 200, 120, BLUE) and near(picture, 120, 200, BLUE)
+        assert (picture[250:] == 128).all()
+
+
+def test_a_tiny_image_is_enlarged_with_its_boxes():
+    tiny = np.full((SIZE // 4, SIZE // 2, 3), 128, np.uint8)
+    instances = found([[10, 20, 50, 60]], [0.9], [0], tiny.shape[:2])
+    instances.pred_masks = torch.zeros((1, *tiny.shape[:2]), dtype=torch.bool)
+    instances.pred_masks[0, 80:90, 80:100] = True
+    picture = draw_detections(tiny, instances, METADATA, 0.5)
+    assert picture.shape == (SIZE, 2 * SIZE, 3)
+    assert near(picture, 200, 160, RED), "the right side of the box, four times enlarged"
+    assert near(picture, 360, 340, RED), "within the mask"
+    assert not near(picture, 360, 300, RED)
+
+
+def test_masks_of_the_ground_truth_are_drawn_if_asked_for():
+    polygon = [[300.0, 300, 400, 300, 400, 400, 300, 400]]
+    annotated = truth([[300, 300, 400, 400]], [0], segmentation=polygon)
+    assert near(draw_ground_truth(GRAY, annotated, METADATA, with_masks=True), 370, 370, RED)
+    assert not near(draw_ground_truth(GRAY, annotated, METADATA), 370, 370, RED)
+
+
+def test_side_by_side_is_both_pictures_under_their_captions():
+    annotated, instances = truth([[40, 40, 200, 200]], [0]), found([], [], [])
+    sheet = draw_side_by_side(GRAY, annotated, instances, METADATA, 0.31)
+    caption = sheet.shape[0] - SIZE
+    assert (sheet[caption:, :SIZE] == draw_ground_truth(GRAY, annotated, METADATA)).all()
+    assert (sheet[caption:, -SIZE:] == GRAY).all()
+    for half in (sheet[:caption, :SIZE], sheet[:caption, -SIZE:]):
+        assert half.min() < 50, "a caption in black"
+
+
+def test_same_call_same_picture():
+    annotated, instances = truth([[9, 9, 90, 90]], [7]), found([[9, 9, 90, 90]], [0.9], [7])
+    nameless = Metadata()
+    first, second = (draw_side_by_side(GRAY, annotated, instances, nameless, 0.1) for _ in range(2))
+    assert (first == second).all()
+
+
+def test_class_without_a_name_is_numbered():
+    assert [class_name(METADATA, i) for i in (1, 2)] == ["dog", "class 2"]
+    assert class_name(Metadata(), 3) == "class 3"
+
+
+@pytest.mark.parametrize(
+    "pattern, n, chosen",
+    [
+        ("oooooooooo", 3, [0, 4, 9]),  # spread evenly, both ends included
+        ("oo-o-ooooo", 4, [0, 2, 6, 9]),  # three with objects, the first without
+        ("o-", 1, [0]),  # no room for an empty one
+        ("--o-", 3, [0, 2, 3]),  # too few with objects: filled up with empty ones
+        ("---", 2, [0, 2]),
+        ("oo", 9, [0, 1]),
+        ("", 3, []),
+        ("oo-", 0, []),
+    ],
+)
+def test_choice_of_images(pattern, n, chosen):
+    dicts = [{"i": i, "annotations": [{}] * (c == "o")} for i, c in enumerate(pattern)]
+    assert [d["i"] for d in choose_images(dicts, n)] == chosen
+
+
+def test_unique_stems():
+    assert unique_stems(["x/a.jpg", "y/a.png", "a_2.jpg", "b.c.jpg"]) == [
+        "a",
+        "a_2",
+        "a_2_2",
+        "b.c",
+    ]
+    assert unique_stems(["overview.jpg"], taken={"overview"}) == ["overview_2"]
+
+
+@pytest.fixture
+def dicts(tmp_path):
+    records = []
+    for i in range(5):
+        file = tmp_path / f"picture{i}.png"
+        Image.fromarray(GRAY[: SIZE - i]).save(file)
+        record = {"file_name": str(file), "height": SIZE - i, "width": SIZE, "annotations": []}
+        records.append({**record, **(truth([[40, 40, 200, 200]], [0]) if i else {})})
+    return records
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_save_prediction_pictures(dicts, tmp_path, training):
+    model, out = Detector().train(training), tmp_path / "out"
+    paths = save_prediction_pictures(model, dicts, dict, METADATA, 0.5, str(out), max_images=3)
+    assert model.training is training
+    names = ["picture0.jpg", "picture1.jpg", "picture4.jpg", "overview.png"]
+    assert paths == [str(out / name) for name in names]
+    assert sorted(p.name for p in out.iterdir()) == sorted(names)
+    sheet = np.asarray(Image.open(paths[1]))
+    caption = sheet.shape[0] - SIZE
+    assert near(sheet, 200, caption + 120, RED)
+    assert near(sheet, sheet.shape[1] - SIZE + 200, caption + 120, BLUE)
+
+
+def test_an_image_that_cannot_be_read_has_no_picture(dicts, tmp_path):
+    (tmp_path / "picture1.png").write_bytes(b"")
+
+    def read(record):
+        return {**record, "image": Image.open(record["file_name"])}
+
+    out = tmp_path / "out"
+    with log_lines() as lines:
+        paths = save_prediction_pictures(Detector(), dicts, read, METADATA, 0.5, str(out), 3)
+    assert paths == [str(out / x) for x in ("picture0.jpg", "picture4.jpg", "overview.png")]
+    assert len(lines) == 1 and "No picture: " in lines[0] and "picture1.png" in lines[0]
+
+
+def test_training_flag_returns_after_an_error(dicts, tmp_path):
+    model = Detector()
+    with pytest.raises(KeyError):
+        save_prediction_pictures(model, dicts, lambda d: {}, METADATA, 0.5, str(tmp_path / "out"))
+    assert model.training
+
+
+def test_nothing_to_draw_writes_nothing(tmp_path):
+    out = tmp_path / "out"
+    assert save_prediction_pictures(Detector(), [], dict, METADATA, 0.5, str(out)) == []
+    assert list(out.iterdir()) == []
+
+
+def test_labels_are_not_cut_at_the_edges():
+    name = "a name that is longer than what is left to the right of it"
+    corner = [SIZE - 60, SIZE - 40, SIZE, SIZE]
+    named = Metadata(thing_classes=[name], thing_colors=[RED])
+    labels = []
+    for box in (corner, [20, SIZE // 2, 80, SIZE // 2 + 40]):
+        picture = draw_ground_truth(GRAY, truth([box], [0]), named)
+        dark = picture.max(2) < 60
+        labels.append((np.ptp(dark.any(0).nonzero()), np.ptp(dark.any(1).nonzero())))
+    assert np.allclose(*labels, atol=3), "as wide and high in the corner as where there is room"
+
+
+@pytest.mark.parametrize("width, height", [(20_000, 30), (25, 30_000), (66_000, 1), (1, 1)])
+def test_an_image_of_extreme_shape_fits_into_a_jpeg(tmp_path, width, height):
+    image = np.full((height, width, 3), 120, np.uint8)
+    instances = found([[0, 0, width / 2, height]], [0.9], [1], (height, width))
+    sheet = Image.fromarray(draw_side_by_side(image, {}, instances, METADATA, 0.5))
+    assert max(sheet.size) <= 65_500
+    sheet.save(tmp_path / "a.jpg")
+    assert Image.open(tmp_path / "a.jpg").size == sheet.size
+
+
+def test_the_overview_of_extreme_shapes_is_no_larger_than_others():
+    shapes = [(64_008, 200), (248, 32_000), (1000, 500), (2, 3)]
+    for turned in (shapes, shapes[::-1]):
+        grid = _grid([Image.new("RGB", shape) for shape in turned])
+        assert max(grid.size) <= 2 * (MAX_CELL + 2 * MARGIN)

@@ -1,0 +1,418 @@
+"""benchmarks/: the rivals compute what they should, and every benchmark writes whole rows.
+
+No test asks how long anything took.
+"""
+
+import math
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
+
+import bench_counting
+import bench_iteration
+import bench_loss
+import bench_roi
+import bench_rpn
+import bench_targets
+import guide_cost
+import made_up
+import monitor_cost
+import paa_prior
+import render_tables
+import rivals
+import rows
+import timing
+from bench_tables import BENCH_TABLES, SHAPE, TARGET
+from helpers.tiny import anchor_order
+from helpers.tiny_run import call_main
+
+K, A = 4, 2
+SIZES = [(3, 5), (2, 2)]
+
+
+def head_outputs(dtype=torch.float64, seed=0):
+    """Logits of two levels, and labels with every kind of row."""
+    torch.manual_seed(seed)
+    levels = [torch.randn(2, A * K, *s, dtype=dtype).mul_(3).requires_grad_() for s in SIZES]
+    labels = torch.randint(-1, K + 1, (2, A * sum(h * w for h, w in SIZES)))
+    return levels, labels
+
+
+def cross_entropy(x, is_right):
+    return softplus(-x) if is_right else softplus(x)
+
+
+def softplus(x):
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def focal_loss(x, is_right):
+    """arXiv 1708.02002, equation 5: -alpha_t (1 - p_t)^gamma log(p_t)."""
+    p = 1 / (1 + torch.exp(-x))
+    p_t, alpha_t = (p, 0.25) if is_right else (1 - p, 0.75)
+    return -alpha_t * (1 - p_t) ** 2 * torch.log(p_t)
+
+
+def by_hand(levels, labels, loss_of_one):
+    """The sum over the valid rows, number by number in float64."""
+    rows_of_levels = torch.cat([anchor_order(x, K) for x in levels], dim=1)
+    total = sum(x.sum() for x in levels) * 0
+    for x, label in zip(rows_of_levels.flatten(0, 1), labels.flatten().tolist()):
+        if label >= 0:
+            total = total + sum(loss_of_one(x[k], k == label) for k in range(K))
+    return total
+
+
+@pytest.mark.parametrize("name", rivals.LOSSES)
+def test_every_rival_has_the_value_and_the_gradient_of_its_formula(name, monkeypatch):
+    monkeypatch.setattr(rivals, "_compiled_formula", lambda: rivals._formula)  # takes long
+    exact, labels = head_outputs()
+    expected = by_hand(exact, labels, focal_loss if "focal" in name else cross_entropy)
+    expected_gradients = torch.autograd.grad(expected, exact)
+    levels = [x.detach().float().requires_grad_() for x in exact]
+    loss = rivals.LOSSES[name](levels, labels, K)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for x, y in zip(torch.autograd.grad(loss, levels), expected_gradients):
+        torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", rivals.LOSSES)
+def test_in_half_precision_they_are_computed_in_float32(name, monkeypatch):
+    monkeypatch.setattr(rivals, "_compiled_formula", lambda: rivals._formula)
+    levels, labels = head_outputs(torch.bfloat16)
+    loss = rivals.LOSSES[name](levels, labels, K)
+    same = rivals.LOSSES[name]([x.detach().float().requires_grad_() for x in levels], labels, K)
+    assert loss.item() == pytest.approx(same.item(), rel=1e-6)
+    assert all(g.dtype == torch.bfloat16 for g in torch.autograd.grad(loss, levels))
+
+
+def test_a_loss_that_does_not_compile_is_a_row_with_the_reason(monkeypatch):
+    def fails():
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(rivals, "_compiled_formula", fails)
+    found = bench_loss.measure(bench_loss.cases("cpu", True)[0], "cpu", 0)
+    (row,) = [r for r in found if r["loss"] == "compiled"]
+    assert row == {"loss": "compiled", "reason": "does not compile: RuntimeError"}
+    monkeypatch.setattr(rivals, "_compiled_formula", lambda: rivals._formula)
+    monkeypatch.setitem(rivals.LOSSES, "plain", lambda *args: fails())
+    with pytest.raises(RuntimeError, match="no compiler"):  # of another loss it is a mistake
+        bench_loss.measure(bench_loss.cases("cpu", True)[0], "cpu", 0)
+
+
+def test_functions_take_turns_and_another_begins_each_round():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = timing.in_turn(functions, seconds=0, least=3, warm_up=2)
+    assert calls == list("abab" + "abbaab")
+    assert [len(times[name]) for name in "ab"] == [3, 3]
+    assert len(timing.in_turn(functions, seconds=math.inf, most=7)["a"]) == 7
+
+
+def test_ratios_are_of_the_same_round():
+    found = timing.summary([1e-3, 4e-3, 9e-3], [1e-3, 2e-3, 3e-3])
+    assert found["rounds"] == 3 and found["ms"] == pytest.approx(4)
+    assert found["ratio"] == pytest.approx(2)  # of 1, 2, 3; the medians' is 2 by chance
+    assert found["ratio_10"] == pytest.approx(1.2) and found["ratio_90"] == pytest.approx(2.8)
+    assert timing.summary([1, 9, 4], [1, 3, 4])["ratio"] == pytest.approx(1)
+
+
+def test_a_heap_is_chosen_for_a_process_of_its_own(monkeypatch):
+    name = "MALLOC_TRIM_THRESHOLD_"
+    monkeypatch.delenv(name, raising=False)
+    assert timing.in_own_process("kept", os.getenv, name) == timing.HEAPS["kept"][name]
+    assert timing.in_own_process("default", os.getenv, name) is None
+    assert name not in os.environ
+
+
+def run_here(monkeypatch, capsys, path, *words, cases, measure):
+    """``rows.run`` without a process of its own; returns the rows of the file."""
+    monkeypatch.setattr(rows, "in_own_process", lambda heap, function, *args: function(*args))
+
+    class Script:
+        @staticmethod
+        def main():
+            rows.run("doc", cases, measure, ["device", "loss", "ms"])
+
+    code, out, err = call_main(Script, ["x", "--output", path, *words], monkeypatch, capsys)
+    assert code == 0, err
+    return rows.read_csv(path), out
+
+
+def cases(device, quick):
+    return [{"shape": "small" if quick else "large"}]
+
+
+def measure(case, device, seconds):
+    return [{"loss": name, "ms": 1 / 3, "syncs": None} for name in ("ours", "theirs")]
+
+
+VERSIONS = ("device_name", "python", "torch", "torchvision", "detectron2")
+
+
+def test_every_row_says_where_and_with_what(monkeypatch, capsys, tmp_path):
+    path = str(tmp_path / "new" / "x.csv")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found, out = run_here(
+        monkeypatch, capsys, path, "--threads", str(torch.get_num_threads()), "--quick",
+        cases=cases, measure=measure,
+    )  # fmt: skip
+    assert [(r["device"], r["heap"], r["loss"], r["reason"]) for r in found] == [
+        ("cpu", "kept", "ours", ""),
+        ("cpu", "kept", "theirs", ""),
+        ("cpu", "default", "ours", ""),
+        ("cpu", "default", "theirs", ""),
+        ("cuda", "", "", "no GPU"),
+    ]
+    assert all(r["shape"] == "small" for r in found)
+    assert all(r[c] for r in found[:4] for c in VERSIONS)
+    assert found[0]["torch"] == torch.__version__ and "CPU" in found[0]["device_name"]
+    assert found[0]["ms"] == "0.333333" and found[0]["syncs"] == ""
+    assert found[4]["ms"] == "" and out.count("theirs") == 2
+
+
+def test_a_run_on_one_machine_keeps_the_rows_of_the_other():
+    cpu, gpu = {"device": "cpu", "ms": "1"}, {"device": "cuda", "ms": "2"}
+    none = {"device": "cuda", "ms": "", "reason": "no GPU"}
+    again = {"device": "cpu", "ms": "3"}
+    assert rows.merge([], [cpu, none]) == [cpu, none]
+    assert rows.merge([cpu, none], [again, none]) == [again, none]
+    assert rows.merge([cpu, gpu], [again, none]) == [again, gpu]
+    assert rows.merge([cpu, none], [gpu]) == [cpu, gpu]
+    assert rows.merge([cpu, gpu], [again]) == [again, gpu]
+
+
+def test_a_file_that_cannot_be_written_is_known_before_the_work(monkeypatch, capsys, tmp_path):
+    class Script:
+        @staticmethod
+        def main():
+            rows.run("doc", cases, None, [])
+
+    code, _, err = call_main(Script, ["x", "--output", tmp_path], monkeypatch, capsys)
+    assert code == 2 and "--output" in err and "is a folder" in err
+
+
+NUMBERS = ("ms", "ms_10", "ms_90", "ratio")
+
+
+def check(found, columns=NUMBERS):
+    assert len(found) >= 2
+    for row in found:
+        assert all(math.isfinite(row[c]) and row[c] > 0 for c in columns), row
+
+
+def one_round(functions, seconds, **settings):
+    return timing.in_turn(functions, 0, least=1, most=1, warm_up=0)
+
+
+def test_the_losses_are_measured(monkeypatch):
+    monkeypatch.setattr(rivals, "_compiled_formula", lambda: rivals._formula)
+    found = bench_loss.measure(bench_loss.cases("cpu", True)[0], "cpu", 0)
+    assert [r["loss"] for r in found] == [*rivals.LOSSES, "copy"]
+    check(found, (*NUMBERS, "floors", "logits"))
+    check(found[:-1], ("peak", "held"))
+    assert found[0]["ratio"] == 1
+
+
+def test_the_rpn_is_measured():
+    for case in bench_rpn.cases("cpu", True):
+        found = bench_rpn.measure(case, "cpu", 0)
+        assert [r["variant"] for r in found] == ["256 sampled", "every anchor"]
+        check(found, (*NUMBERS, "peak_mb", "anchors"))
+
+
+def test_the_objectness_loss_alone_is_the_one_in_the_losses_of_detectron2():
+    (case, _) = bench_rpn.cases("cpu", True)
+    config, overrides = bench_rpn.CONFIGS["256 sampled"]
+    stock = bench_rpn.instantiate(bench_rpn.load_config(config, overrides).model.proposal_generator)
+    config, overrides = bench_rpn.CONFIGS["every anchor"]
+    ours = bench_rpn.instantiate(bench_rpn.load_config(config, overrides).model.proposal_generator)
+    outputs = bench_rpn.RawOutputs(ours, case, "cpu")
+    torch.manual_seed(0)
+    alone = outputs.sampled_objectness(stock)
+    stock.loss_weight = {"loss_rpn_loc": 0.0}
+    torch.manual_seed(0)
+    with EventStorage():
+        both = outputs.losses(stock)
+    assert alone.item() == pytest.approx(both.item() * stock.batch_size_per_image, rel=1e-5)
+    labels = torch.stack(outputs.gt_labels)
+    assert (labels == 1).any() and (labels == 0).any() and (labels == -1).any()
+    rows_of_levels = torch.cat([anchor_order(x, 1) for x in outputs.logits], dim=1)[..., 0]
+    signs = torch.where(labels == 1, -1.0, 1.0)
+    expected = softplus(signs * rows_of_levels.double())[labels >= 0].sum()
+    assert outputs.objectness_of_all().item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_an_iteration_is_measured(monkeypatch):
+    monkeypatch.setattr(bench_iteration, "in_turn", one_round)
+    case = bench_iteration.cases("cpu", True)[0]
+    assert case["detector"] == "retinanet/retinanet"
+    found = bench_iteration.measure(case, "cpu", 0)
+    assert [r["variant"] for r in found] == ["baseline", "sampling-free"]
+    check(found, (*NUMBERS, "peak_mb"))
+
+
+def test_features_of_random_weights_are_of_the_size_of_trained_ones():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            norms = [FrozenBatchNorm2d(4), FrozenBatchNorm2d(2)]
+            convs = [torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3)]
+            self.backbone = torch.nn.Sequential(convs[0], norms[0], convs[1], norms[1])
+
+        def preprocess_image(self, batch):
+            return SimpleNamespace(tensor=torch.stack(batch))
+
+    torch.manual_seed(0)
+    model, batch = Model(), [1000 * torch.rand(3, 20, 20) for _ in range(2)]
+    bench_iteration.calibrate(model, batch)
+    features = model.backbone(torch.stack(batch))
+    torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(features.std(dim=(0, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
+
+
+def test_proposals_are_those_of_the_first_stage():
+    with EventStorage() as storage:
+        storage.put_scalar("roi_head/num_fg_samples", 7)
+        storage.put_scalar("roi_head/num_bg_samples", 990)
+        storage.put_scalar("stage1/roi_head/num_fg_samples", 5)
+        storage.put_scalar("stage1/roi_head/num_bg_samples", 992)
+    assert bench_iteration.proposals(storage) == {"proposals": 997, "foreground": 7}
+    assert bench_iteration.proposals(EventStorage()) == {}
+
+
+def test_every_detector_has_its_baseline():
+    assert len(bench_iteration.cases("cpu", True)) == 7
+    assert len(bench_iteration.cases("cuda", False)) == 14
+    for name, end in bench_iteration.DETECTORS.items():
+        for path in (f"configs/{name}_R_50_FPN_1x{end}.py", f"configs/{name}_R_50_FPN_1x.py"):
+            assert bench_iteration.load_config(path, []).model
+
+
+def test_the_roi_heads_are_measured(monkeypatch):
+    monkeypatch.setattr(bench_roi, "NUM_PROPOSALS", 4)
+    monkeypatch.setattr(bench_roi, "COPIES", 1)
+    monkeypatch.setattr(bench_roi, "in_turn", one_round)
+    case = bench_roi.cases("cpu", True)[-1]
+    assert case["heads"] == "box and mask" and case["data"] == "made up"
+    found = bench_roi.measure(case, "cpu", 0)
+    assert [r["variant"] for r in found] == ["512 sampled", "all", "all, 128 masks"]
+    check(found, (*NUMBERS, "peak_mb", "foreground"))
+
+
+def test_proposals_are_apart_inside_the_image_and_some_of_them_foreground():
+    objects = Boxes(torch.tensor([[10.0, 20.0, 110.0, 90.0], [300.0, 200.0, 420.0, 390.0]]))
+    torch.manual_seed(0)
+    made = bench_roi.proposals_near(Instances((400, 600), gt_boxes=objects))
+    boxes = made.proposal_boxes
+    assert len(made) == 1000
+    assert boxes.tensor.min() >= 0 and (boxes.tensor.max(dim=0).values[2:] <= 600).all()
+    assert boxes.tensor[:, 3].max() <= 400
+    overlaps = pairwise_iou(boxes, boxes).fill_diagonal_(0)
+    assert overlaps.max() <= 0.7
+    foreground = (pairwise_iou(boxes, objects) >= 0.5).any(dim=1)
+    assert 5 <= foreground.sum() <= 60
+
+
+def test_counting_is_measured_and_right():
+    case = {"detector": "FCOS", "views": 1, "images": 5}
+    found = bench_counting.measure(case, "cpu", 0)
+    assert [r["method"] for r in found] == ["near an object", "every anchor"]
+    assert found[0]["same"] and found[0]["foreground"] == pytest.approx(found[1]["foreground"])
+    check(found, ("seconds", "ms_per_image", "ratio", "foreground"))
+    assert [len(bench_counting.cases(x, False)) for x in ("cpu", "cuda")] == [5, 0]
+
+
+def test_the_made_up_set_has_the_size_asked_for_and_boxes_inside_its_images():
+    coco = made_up.made_up_coco(500, 3667)
+    assert len(coco["images"]) == 500 and len(coco["annotations"]) == 3667
+    sizes = {x["id"]: (x["width"], x["height"]) for x in coco["images"]}
+    areas = []
+    for x in coco["annotations"]:
+        left, top, width, height = x["bbox"]
+        limits = sizes[x["image_id"]]
+        assert min(left, top) >= 0 and min(width, height) >= 2
+        assert left + width <= limits[0] + 0.02 and top + height <= limits[1] + 0.02
+        areas.append(x["area"])
+    assert 40**2 < sorted(areas)[len(areas) // 2] < 65**2  # COCO: about 55
+    assert made_up.made_up_coco(500, 3667) == coco
+
+
+def test_masks_are_the_boxes():
+    batch = made_up.made_up_batch(1, (64, 96), 3)
+    made_up.fill_boxes_with_masks(batch)
+    (record,) = batch
+    boxes = record["instances"].gt_masks.get_bounding_boxes().tensor
+    torch.testing.assert_close(boxes, record["instances"].gt_boxes.tensor)
+
+
+def test_the_older_benchmarks_share_these_parts():
+    for module in (guide_cost, monitor_cost, paa_prior):
+        assert callable(module.main)
+    assert guide_cost.made_up_batch is monitor_cost.made_up_batch is made_up.made_up_batch
+
+
+def as_text(rows_of_case):
+    return [{k: "" if v is None else str(v) for k, v in r.items()} for r in rows_of_case]
+
+
+def test_tables_show_the_rows_of_every_device_and_empty_cells_where_there_was_none():
+    shape = dict(zip(SHAPE, TARGET))
+    cpu = {"device": "cpu", "heap": "kept", **shape, "reason": ""}
+    time = {"ms_10": "19", "ms_90": "23", "ratio": "1", "floors": "2.5"}
+    ours = {**cpu, "loss": "fused", "ms": "20.123", **time, "peak": "1.002"}
+    focal = {**cpu, "loss": "focal", "ms": "2414.3", **time, "ratio": "12.06"}
+    none = {"device": "cuda", "heap": "", **shape, "reason": "no GPU"}
+    table = render_tables.TABLES["loss_time"]([ours, focal, none]).splitlines()
+    assert "| ours " in table[2] and "20.1 (19 to 23)" in table[2]
+    assert "| 2414 (19 to 23)" in table[3] and "| 12.1 " in table[3] and "no GPU" in table[3]
+    shapes = render_tables.TABLES["loss_shapes"]([ours, focal, none]).splitlines()
+    assert "12.1" in shapes[2] and "CPU, heap kept" in shapes[2]
+    assert "GPU" in shapes[3] and "no GPU" in shapes[3] and "nan" not in shapes[3]
+    assert "1 " in render_tables.TABLES["loss_memory"]([ours, focal, none]).splitlines()[2]
+
+
+def test_the_table_of_the_loss_is_of_a_shape_that_is_measured():
+    wanted = dict(zip(SHAPE, TARGET))
+    for device in ("cpu", "cuda"):
+        found = [as_text([x])[0] for x in bench_loss.cases(device, False)]
+        assert any(wanted.items() <= x.items() for x in found)
+    assert BENCH_TABLES.keys() <= render_tables.TABLES.keys()
+
+
+def test_a_target_is_held_against_the_worst_of_its_rows():
+    loss = {**dict(zip(SHAPE, TARGET)), "device": "cpu", "heap": "kept", "loss": "focal"}
+    ours = {**loss, "loss": "fused", "peak": "1.01"}
+    text = bench_targets.targets(
+        [{**loss, "ratio": "20.4"}, ours, {**ours, "heap": "default", "peak": "1.2"}]
+    )
+    cells = [[x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    found = {what: (target, measured, reached) for what, target, measured, reached in cells}
+    assert len(found) == len(bench_targets.TARGETS)
+    assert found["loss, CPU, heap kept: focal loss over ours"] == (">= 10", "20.4", "yes")
+    assert found["loss: peak memory over the logits'"] == ("<= 1.15", "1.2", "no")
+    assert found["loss, GPU: ours over the floor"] == ("<= 1.5", "", "not measured")
+
+
+@pytest.mark.parametrize("target", bench_targets.TARGETS, ids=lambda t: t.text)
+def test_every_target_is_of_a_row_that_a_benchmark_writes(target):
+    """Of a case by its values, of a row by its columns; what is compared is the benchmark's."""
+    benchmarks = (bench_loss, bench_rpn, bench_roi, bench_iteration, bench_counting)
+    device = target.rows.get("device", "cpu")
+    known = {"device": {device}, "heap": {"kept", "default"}}
+    named = {
+        "loss": set(rivals.LOSSES),
+        "method": {"near an object", "every anchor"},
+        "variant": {*bench_rpn.CONFIGS, *bench_roi.VARIANTS, "baseline", "sampling-free"},
+    }
+    for module in benchmarks:
+        for case in as_text(module.cases(device, False)):
+            values = {**known, **named, **{k: {v} for k, v in case.items()}}
+            if all(v in (values.get(k) or ()) for k, v in target.rows.items()):
+                return
+    pytest.fail(f"no benchmark has {target.rows}")

@@ -1,0 +1,226 @@
+"""A forward pass leaves no trace: generators, buffers, plain attributes, gradients, storage."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from helpers.guided_detectors import GUIDES, KINDS, STOCK, detector, inputs_of
+from helpers.probed import BASELINES
+from helpers.tiny import batch, log_lines, stock_retinanet, tiny_retinanet
+from helpers.tiny_detectors import rcnn_batch, tiny_fcos, tiny_rcnn
+from sampling_free.diagnosis.gradients import measure
+from sampling_free.utils.models import preserved
+
+
+def generators():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+def plain(model):
+    """Attributes of every module that are no tensors, and those of its log."""
+    owners = {}
+    for name, module in model.named_modules():
+        owners[name] = module
+        if hasattr(module, "guide_log"):
+            owners[f"{name}.log"] = module.guide_log
+    kinds = (bool, int, float, str, type(None))
+    return {
+        (name, k): v
+        for name, owner in owners.items()
+        for k, v in vars(owner).items()
+        if isinstance(v, kinds)
+    }
+
+
+def state(model):
+    """Everything that a training step goes on from."""
+    tensors = {k: v.clone() for k, v in model.state_dict().items()}
+    tensors.update({f"buffer {k}": v.clone() for k, v in model.named_buffers()})
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    tensors.update({f"grad {k}": g.clone() for k, g in gradients.items()})
+    return tensors, plain(model), generators()
+
+
+def assert_same(before, after):
+    assert before[1:] == after[1:]
+    assert before[0].keys() == after[0].keys()
+    for key, value in before[0].items():
+        assert torch.equal(value, after[0][key]), key
+
+
+class Restless(nn.Module):
+    """Changes everything that a module can, in every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm2d(3), nn.Dropout(0.5)
+        self.weight = nn.Parameter(torch.ones(1))
+        self.register_buffer("changed", torch.zeros(2))
+        self.register_buffer("replaced", torch.zeros(2))
+        self.register_buffer("absent", None)
+        self.register_buffer("passing", torch.zeros(2), persistent=False)
+        self.running, self.count, self.flag, self.word = 1.5, 0, False, "a"
+        self.cache = None
+        self.norm.bare = nn.Identity()  # no buffer of its own before the pass
+
+    def forward(self, x):
+        self.changed += 1
+        self.replaced = self.replaced + 1
+        self.absent = torch.ones(2)
+        self.passing.fill_(math.nan)
+        self.running, self.count, self.flag, self.word = 2.5, self.count + 1, True, "b"
+        self.cache, self.made = torch.ones(2), 7
+        if "late" not in dict(self.norm.bare.named_buffers()):
+            self.norm.bare.register_buffer("late", torch.ones(1))
+        random.random(), np.random.rand()
+        return (self.drop(self.norm(x)) * self.weight).sum()
+
+
+def test_whatever_a_pass_changes_is_put_back():
+    model, x = Restless().train(), torch.randn(4, 3, 5, 5)
+    buffers = dict(model.named_buffers())
+    before = state(model)
+    with preserved(model):
+        model(x)
+        assert model.norm.num_batches_tracked == 1 and model.count == 1
+        assert generators() != before[2]
+    assert_same(before, state(model))
+    after = dict(model.named_buffers())
+    assert after.keys() == buffers.keys() and all(after[k] is v for k, v in buffers.items())
+    assert not hasattr(model, "made") and model.cache is None and model.absent is None
+    assert not hasattr(model.norm.bare, "late")
+
+
+def test_the_pass_after_it_is_the_one_that_would_have_been():
+    x, outputs = torch.randn(4, 3, 5, 5), []
+    for looks in (False, True):
+        torch.manual_seed(0)
+        model = Restless().train()
+        for _ in range(3):
+            if looks:
+                with preserved(model):
+                    model(x), model(x)
+            outputs.append(model(x).item())
+    assert outputs[:3] == outputs[3:] and len(set(outputs)) == 3
+
+
+def test_an_exception_leaves_no_trace_either():
+    model = Restless().train()
+    before = state(model)
+    with pytest.raises(KeyboardInterrupt), preserved(model):
+        model(torch.randn(4, 3, 5, 5))
+        raise KeyboardInterrupt
+    assert_same(before, state(model))
+
+
+def test_parameters_are_not_looked_at():
+    model = Restless().train()
+    with preserved(model), torch.no_grad():
+        model.weight.fill_(3)
+    assert model.weight.item() == 3
+
+
+CASES = {f"stock {k}": (k, make) for k, make in STOCK.items()}
+CASES |= {f"{k} {g}": (k, lambda k=k, g=g: detector(k, g)) for k in KINDS for g in GUIDES[1:3]}
+for _kind in ("mask", "cascade", "c4"):
+    CASES[f"stock {_kind}"] = _kind, lambda kind=_kind: tiny_rcnn(kind, stock=True)
+CASES |= BASELINES
+CASES["batch norm in the head"] = "fcos", lambda: tiny_fcos(prior=0.01, norm="BN")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_measuring_leaves_a_detector_as_it_was(case):
+    kind, make = CASES[case]
+    model, inputs = make().train(), inputs_of(kind, 3, 2)
+    with EventStorage(5) as storage:
+        sum(model(inputs).values()).backward()  # there are gradients and running numbers
+        before, numbers = state(model), dict(storage.latest())
+        first = measure(model, inputs, with_parts=True)
+        assert_same(before, state(model))
+        assert storage.latest() == numbers and storage.iter == 5
+        assert measure(model, inputs, with_parts=True) == first  # also the samplers draw the same
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", ["stock retinanet", "retinanet frozen", "GHM", "stock mask"])
+def test_training_on_after_a_measurement_is_the_same(case):
+    kind, make = CASES[case]
+    inputs, found = inputs_of(kind, 3, 2), []
+    for looks in (False, True):
+        torch.manual_seed(2)
+        model = make().train()
+        for _ in range(3):
+            with EventStorage():
+                if looks:
+                    measure(model, inputs)
+                losses = model(inputs)
+            sum(losses.values()).backward()
+        found.append(state(model) + ({k: v.item() for k, v in losses.items()},))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize(
+    "case", ["stock retinanet", "retinanet frozen", "stock fcos", "stock mask"]
+)
+def test_an_exception_within_leaves_the_detector_whole(case, monkeypatch):
+    kind, make = CASES[case]
+    model, inputs = make().train(), inputs_of(kind, 3, 2)
+    with EventStorage(5) as storage:
+        model(inputs)
+        before = state(model)
+        numbers = dict(storage.latest())
+        monkeypatch.setattr("sampling_free.diagnosis.gradients.score_histograms", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measure(model, inputs)
+        assert_same(before, state(model))
+        assert storage.latest() == numbers
+    assert not any({"losses", "forward"} & vars(m).keys() for m in model.modules())
+    assert torch.is_grad_enabled() and torch._C._get_graph_executor_optimize()
+
+
+def test_a_backbones_own_forward_is_put_back():
+    model = stock_retinanet().train()
+    run = model.backbone.forward
+    model.backbone.forward = own = lambda *args: run(*args)
+    measure(model, batch(2))
+    assert vars(model.backbone)["forward"] is own
+
+
+@pytest.mark.parametrize("make", [stock_retinanet, lambda: tiny_rcnn(stock=True)])
+@pytest.mark.parametrize("period", [1, 5])
+def test_no_picture_gets_into_the_storage(make, period):
+    model, inputs = make().train(), rcnn_batch(3, 2)
+    model.vis_period, model.input_format = period, "BGR"
+    with EventStorage(5) as storage:
+        before = state(model)
+        measure(model, inputs)
+        assert_same(before, state(model))
+        assert storage._vis_data == []
+
+
+def test_a_batch_is_not_touched():
+    model, inputs = tiny_rcnn("mask", stock=True).train(), rcnn_batch(3, 2, kind="mask")
+    images = [x["image"].clone() for x in inputs]
+    fields = [{k: v for k, v in x["instances"].get_fields().items()} for x in inputs]
+    boxes = [x["instances"].gt_boxes.tensor.clone() for x in inputs]
+    measure(model, inputs)
+    for record, image, field, box in zip(inputs, images, fields, boxes):
+        assert torch.equal(record["image"], image) and record.keys() == {"image", "instances"}
+        assert record["instances"].get_fields() == field
+        assert torch.equal(record["instances"].gt_boxes.tensor, box)
+
+
+def test_a_guides_warning_is_left_to_the_step():
+    model = tiny_retinanet(prior=0.01).train()
+    model.guide_log.num_batches = model.guide_log.num_empty = 60
+    with log_lines() as lines:
+        measure(model, batch(0, 0))
+        assert lines == []
+        with EventStorage():
+            model(batch(0, 0))
+    assert len(lines) == 1 and "empty_batches" in lines[0]
