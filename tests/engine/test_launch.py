@@ -19,7 +19,7 @@ from sampling_free import SamplingFreeRetinaNet
 from sampling_free.engine.launch import start
 from sampling_free.utils.errors import BadInput
 
-FAILING = "import test_processes\nmodel._target_ = test_processes.Failing{}\n"
+FAILING = f"import {__name__}\nmodel._target_ = {__name__}.Failing{{}}\n"
 LINE = "the third step of process 1"
 
 
@@ -83,6 +83,7 @@ def ends(*commands):
     return [(process.returncode, text) for process, text in zip(started, texts)]
 
 
+@pytest.mark.long
 def test_torchrun_and_the_flag_give_the_same_weights(tmp_path):
     found = []
     for name in ("flag", "torchrun"):
@@ -96,6 +97,7 @@ def test_torchrun_and_the_flag_give_the_same_weights(tmp_path):
 
 
 class TestOneFails:
+    @pytest.mark.long
     def test_the_others_end_with_its_reason(self, tmp_path):
         config = write_config(tmp_path, FAILING.format(""))
         ((code, text),) = ends(command(config, "--num-gpus=2", url()))
@@ -108,17 +110,20 @@ class TestOneFails:
         assert code == 2 and text.count(f"error: {LINE}") == 1
         assert f"BadInput: {LINE}" not in text
 
+    @pytest.mark.long
     def test_a_process_that_is_killed_is_named(self, tmp_path):
         config = write_config(tmp_path, FAILING.format("Killed"))
         ((code, text),) = ends(command(config, "--num-gpus=2", url()))
         assert code == 1 and "process 1 terminated with signal SIGKILL" in text
 
+    @pytest.mark.long
     def test_one_that_hangs_is_waited_for_as_long_as_the_timeout(self, tmp_path):
         config = write_config(tmp_path, FAILING.format("Hangs"))
         ((code, text),) = ends(command(config, "--num-gpus=2", url(), "--timeout=12.5"))
         assert code == 1 and "the timeout is 0:12:30" in text
         assert "Process 0 terminated" in text and "3000ms" in text
 
+    @pytest.mark.long
     def test_so_does_the_other_machine(self, tmp_path):
         config, where = write_config(tmp_path, FAILING.format("")), url()
         first, second = ends(
@@ -127,6 +132,7 @@ class TestOneFails:
         assert second[0] == 1 and f"RuntimeError: {LINE}" in second[1]
         assert first[0] == 1 and "Connection closed by peer" in first[1]
 
+    @pytest.mark.long
     def test_so_does_torchrun(self, tmp_path):
         config = write_config(tmp_path, FAILING.format(""))
         ((code, text),) = ends(torchrun(config))

@@ -226,12 +226,8 @@ def log_lines(name="sampling_free"):
 
 def environment():
     """Variables for a script started from a test."""
-    paths = [
-        str(REPO / "projects" / "SamplingFree"),
-        str(REPO / "tests"),
-        os.environ.get("PYTHONPATH", ""),
-    ]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    paths = [str(REPO / "projects" / "SamplingFree"), *filter(None, sys.path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def command(config, *arguments):

@@ -135,6 +135,7 @@ def names_in(checkpoint):
     return sorted({*checkpoint, *checkpoint["trainer"]} - {"iteration", "trainer"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "send, number, by",
     [(os.kill, signal.SIGTERM, "SIGTERM"), (os.killpg, signal.SIGINT, "SIGINT")],
@@ -163,9 +164,10 @@ class SlowlyMade(SamplingFreeRetinaNet):
         time.sleep(PATIENCE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_several_processes_that_have_not_begun_to_train_say_it_in_one_line(tmp_path, number):
-    lines = "import test_killed\nmodel._target_ = test_killed.SlowlyMade\n"
+    lines = f"import {__name__}\nmodel._target_ = {__name__}.SlowlyMade\n"
     config = write_config(tmp_path, f"{lines}model.folder = {str(tmp_path)!r}\n")
     process = start(config, "--num-gpus=2", url())
     assert wait_until(lambda: len(list(tmp_path.glob("begun_*"))) == 2, process)

@@ -83,6 +83,7 @@ def test_a_run_its_resumption_and_its_evaluation(tmp_path, config, main):
     assert main(*arguments, f"train.expected_results=[{rows[0]},[bbox,AP50,101,1]]")[0] == 1
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_and_resumed_gives_the_uninterrupted_run(tmp_path):
     # Of Detectron2's own RetinaNet: its focal loss is compiled anew in each process, and here not.
     (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
@@ -99,8 +100,13 @@ def test_a_process_that_is_killed_and_resumed_gives_the_uninterrupted_run(tmp_pa
     assert same(a["trainer"]["_trainer"], b["trainer"]["_trainer"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    "number, num_workers",
+    [
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupt_is_one_line_and_leaves_a_checkpoint(tmp_path, config, number, num_workers):
     workers = f"dataloader.train.num_workers={num_workers}"
     process = start(config, "train.max_iter=100000", "train.checkpointer.period=2", workers)
@@ -125,10 +131,11 @@ class Evaluates(SamplingFreeRetinaNet):
         return super().forward(inputs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_an_evaluation_with_workers_too(tmp_path, monkeypatch, number):
     monkeypatch.setenv("BEGUN", str(tmp_path / "begun"))
-    lines = "import test_train_net\nmodel._target_ = test_train_net.Evaluates\n"
+    lines = f"import {__name__}\nmodel._target_ = {__name__}.Evaluates\n"
     options = ["train.max_iter=8", "train.eval_period=4", "dataloader.test.num_workers=2"]
     process = start(write_config(tmp_path, lines), *options)
     assert wait_until((tmp_path / "begun").exists, process)
@@ -149,14 +156,15 @@ class Late(LoaderSignals):
         super().__call__(worker_id)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("module, iteration", [("loader", 0), ("datasets", 3)])
 def test_while_the_workers_start_too(tmp_path, monkeypatch, number, module, iteration):
     monkeypatch.setenv("BEGUN", str(tmp_path / "begun"))
     monkeypatch.setenv("SIGNALLED", str(tmp_path / "signalled"))
     lines = (
-        f"import test_train_net, sampling_free.{module}\n"
-        f"sampling_free.{module}.LoaderSignals = test_train_net.Late\n"
+        f"import {__name__}, sampling_free.data.{module}\n"
+        f"sampling_free.data.{module}.LoaderSignals = {__name__}.Late\n"
     )
     options = [f"dataloader.{x}.num_workers=2" for x in ("train", "test")]
     config = write_config(tmp_path, lines)
