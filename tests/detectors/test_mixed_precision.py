@@ -429,6 +429,7 @@ def test_half_products_are_those_of_the_cpu():
         assert (a - b).abs().max() <= 2e-3 * a.abs().max()
 
 
+@pytest.mark.long
 @each_dtype
 def test_detectron2s_fcos_trains_from_its_config(tmp_path, dtype):
     """Its box loss alone would stop under autocast."""

@@ -28,7 +28,10 @@ def losses_and_gradients(model, forward):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize(
+    "detector",
+    [x if x == "RetinaNet" else pytest.param(x, marks=pytest.mark.long) for x in DETECTORS],
+)
 @pytest.mark.parametrize(
     "guide",
     [GRADIENT, *(pytest.param(x, marks=pytest.mark.long) for x in (ITERATION, FROZEN, 0.5))],

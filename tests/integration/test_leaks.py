@@ -162,6 +162,7 @@ def open_under(folder):
     return [x for x in found if x.startswith(str(folder))]
 
 
+@pytest.mark.long
 @needs_proc
 def test_trainings_in_one_process_leave_nothing(tmp_path, monkeypatch):
     config, evaluators = write_config(tmp_path), []
