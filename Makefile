@@ -37,12 +37,12 @@ REMAKE := remake
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long bench evidence evidence-report lint format clean remake
+.PHONY: help venv demo test test-long bench lint format clean remake
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo
-	@echo 'ARGS="..." is handed on by demo, test, test-long, bench and evidence; PYTHON=... makes .venv with another Python.'
+	@echo 'ARGS="..." is handed on by demo, test, test-long and bench; PYTHON=... makes .venv with another Python.'
 	@echo 'DETECTRON2=... takes another Detectron2: a pip requirement, a wheel or a checkout.'
 
 venv: $(STAMP)  ## set up .venv: PyTorch, Detectron2 and this package
@@ -67,13 +67,6 @@ bench: $(STAMP)  ## measure speed and memory, for docs/performance.md
 	  $(BIN)/python benchmarks/bench_$$name.py --output results/bench_$$name.csv $(ARGS); \
 	done
 	$(BIN)/python tools/render_tables.py
-
-evidence: $(STAMP)  ## do the runs behind docs/evidence.md that are missing: days on a CPU
-	$(BIN)/python tools/evidence.py $(ARGS)
-
-evidence-report: $(STAMP)  ## put the runs that there are into docs/evidence.md
-	$(BIN)/python tools/render_tables.py
-	$(BIN)/python tools/evidence_figures.py
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .

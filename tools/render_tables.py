@@ -19,15 +19,12 @@ from tabulate import tabulate
 
 from bench_tables import BENCH_TABLES
 from detector_names import DETECTORS
-from evidence_tables import EVIDENCE_TABLES
 from reliability_tables import RELIABILITY_TABLES
 
 DOCUMENTS = [
     "README.md",
     "MODEL_ZOO.md",
-    "docs/evidence.md",
     "docs/guides.md",
-    "docs/imbalance.md",
     "docs/performance.md",
     "docs/reliability.md",
 ]
@@ -154,53 +151,6 @@ def guides(records):
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
-def guide_cost(records):
-    """A row for each detector: what matching gradients costs."""
-    rows = [
-        [
-            detector(r["config"]),
-            f"{r['images']} x {r['size'][0]} x {r['size'][1]} px",
-            r["device"],
-            f"{r['percent_inside_median']:.2f} %",
-            f"{max(r['percent_inside']):.2f} %",
-            f"{r['percent_more_median']:+.1f} % ({min(r['percent_more']):+.1f} "
-            f"to {max(r['percent_more']):+.1f})",
-        ]
-        for r in records
-    ]
-    head = ["detector", "batch", "device", "for the norms", "largest", "whole iterations"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
-
-
-def monitor_cost(records):
-    """A row for each detector: what a measurement costs in iterations."""
-    rows = [
-        [
-            variant(r["config"]),
-            detector(r["config"]),
-            f"{r['images']} x {r['size'][0]} x {r['size'][1]} px",
-            r["device"],
-            f"{r['iterations_median']:.2f} ({min(r['iterations']):.2f} "
-            f"to {max(r['iterations']):.2f})",
-            f"{r['percent']:.1f} %",
-        ]
-        for r in records
-    ]
-    head = ["variant", "detector", "batch", "device", "iterations", "at period 50"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
-
-
-def paa_prior(records):
-    """A row for each data set: foreground anchors of an image by each rule."""
-    keys = ("paa", "atss", "best_of_levels", "iou")
-    rows = [
-        [r["data_set"], r["images"], *(f"{r[k]:.1f} ({r[k] / r['paa']:.2f})" for k in keys)]
-        for r in records
-    ]
-    head = ["data set", "images", "PAA", "ATSS", "best 9 of a level", "IoU of 0.1"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
-
-
 def paa_training(records):
     """A row for each run of PAA: its foreground while it learns over what was counted."""
     runs = [r for r in records if detector(r["config"]) == "PAA" and r.get("counted_pos_anchors")]
@@ -232,14 +182,11 @@ TABLES = {
         quick,
         published,
         guides,
-        guide_cost,
-        monitor_cost,
-        paa_prior,
         paa_training,
         comparison,
     )
 }
-TABLES |= BENCH_TABLES | RELIABILITY_TABLES | EVIDENCE_TABLES
+TABLES |= BENCH_TABLES | RELIABILITY_TABLES
 # Of the lists in a file; else "runs".
 KEYS = {"comparison": "summary", **{name: name for name in RELIABILITY_TABLES}}
 

@@ -159,7 +159,7 @@ def test_the_method_is_the_recommended_one_or_the_papers(path):
     dense, *heads = parts(config(path).model)
     assert dense.prior == "auto"
     # Where no guide is named it is that of the classes, the paper's.
-    small = path.parent.name in ("bccd", "demo", "evidence") and path.name != "retinanet.py"
+    small = path.parent.name in ("bccd", "demo") and path.name != "retinanet.py"
     is_papers = small or path.parent.name == "voc" or "_authors" in path.stem
     for node in (dense, *heads[1:]):
         assert node.get("guide", "iteration") == ("iteration" if is_papers else "gradient")
@@ -293,7 +293,7 @@ def test_bccd_has_its_three_classes():
         assert num_classes_of(cfg.model) == 3 and list(names.classes) == ["RBC", "WBC", "Platelets"]
 
 
-@cases([p for p in WHOLE if "R_18" in p.name or p.parent.name in ("demo", "evidence")])
+@cases([p for p in WHOLE if "R_18" in p.name or p.parent.name == "demo"])
 def test_what_starts_from_random_weights_has_no_frozen_normalisation(path):
     cfg = config(path)
     model = without_weights(cfg.model)

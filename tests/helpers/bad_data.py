@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What becomes of bad data: each kind is made, trained on by train_net.py, and recorded.
 
-    PYTHONPATH=tests python -m helpers.bad_data --output results/reliability.json    # writes its key "bad_data"
+    PYTHONPATH=tests python -m helpers.bad_data --output results/reliability.json
 
 The kinds are in bad_images.py, bad_coco.py, bad_boxes.py, bad_evaluated.py, bad_voc.py and
 bad_catalog.py.

@@ -19,10 +19,7 @@ import bench_loss
 import bench_roi
 import bench_rpn
 import bench_targets
-import guide_cost
 import made_up
-import monitor_cost
-import paa_prior
 import render_tables
 import rivals
 import rows
@@ -349,12 +346,6 @@ def test_masks_are_the_boxes():
     (record,) = batch
     boxes = record["instances"].gt_masks.get_bounding_boxes().tensor
     torch.testing.assert_close(boxes, record["instances"].gt_boxes.tensor)
-
-
-def test_the_older_benchmarks_share_these_parts():
-    for module in (guide_cost, monitor_cost, paa_prior):
-        assert callable(module.main)
-    assert guide_cost.made_up_batch is monitor_cost.made_up_batch is made_up.made_up_batch
 
 
 def as_text(rows_of_case):

@@ -24,7 +24,6 @@ NEEDED = {  # what a script wants beside the config
     "estimate_prior": (),
     "list_knobs": (),
     "pick_threshold": ("--resume",),
-    "paa_prior": ("--output", "out.json"),
     "compare": ("--variants", "sampling_free"),
 }
 ONE_CONFIG = [name for name in NEEDED if name != "compare"]

@@ -9,7 +9,7 @@ their boxes (score_voting.py).
 **What is counted for the prior.** PAA's assignment depends on the network, so that its N_f cannot
 be counted beforehand and moves while it learns. ATSS' assignment on the same anchors is counted in
 its place: of the rules that need no network it alone gives about as many (docs/guides.md, measured
-by benchmarks/paa_prior.py). The candidates by IoU are several times as many.
+docs/guides.md). The candidates by IoU are several times as many.
 """
 
 import math
