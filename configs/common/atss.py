@@ -2,8 +2,7 @@
 
 from detectron2 import model_zoo
 
-from sampling_free import ATSS
-from sampling_free.config import convert
+from sampling_free import ATSS, convert
 
 model = model_zoo.get_config("common/models/fcos.py").model
 model._target_ = ATSS

@@ -2,6 +2,6 @@
 
 from detectron2 import model_zoo
 
-from sampling_free.config import convert
+from sampling_free import convert
 
 model = convert(model_zoo.get_config("common/models/fcos.py").model, quiet=True)

@@ -2,7 +2,7 @@
 
 from detectron2 import model_zoo
 
-from sampling_free.config import convert
+from sampling_free import convert
 
 
 def rcnn(name):

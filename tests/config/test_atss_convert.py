@@ -10,8 +10,7 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 from helpers.tiny_points import points_cfg
-from sampling_free import ATSS, PAA, BadInput, SamplingFreeATSS, SamplingFreePAA
-from sampling_free.config import convert
+from sampling_free import ATSS, PAA, BadInput, SamplingFreeATSS, SamplingFreePAA, convert
 
 PAIRS = [(ATSS, SamplingFreeATSS), (PAA, SamplingFreePAA)]
 

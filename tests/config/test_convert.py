@@ -41,8 +41,8 @@ from sampling_free import (
     SamplingFreeRPN,
     SamplingFreeStandardROIHeads,
     add_sampling_free_config,
+    convert,
 )
-from sampling_free.config import convert
 
 # What changes, and what does not ---------------------------------------------------------------
 

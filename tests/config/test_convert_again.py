@@ -26,8 +26,7 @@ from helpers.small_zoo import (
     stock,
     training_step,
 )
-from sampling_free import add_sampling_free_config
-from sampling_free.config import convert
+from sampling_free import add_sampling_free_config, convert
 
 # Names instead of classes, as a saved config has them ------------------------------------------
 

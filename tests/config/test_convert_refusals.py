@@ -27,8 +27,7 @@ from helpers.small_zoo import (
     differing,
     stock,
 )
-from sampling_free import BadInput, SamplingFreeRetinaNet
-from sampling_free.config import convert
+from sampling_free import BadInput, SamplingFreeRetinaNet, convert
 
 # Refusals --------------------------------------------------------------------------------------
 

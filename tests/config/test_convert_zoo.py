@@ -30,8 +30,7 @@ from helpers.small_zoo import (
     small,
     stock,
 )
-from sampling_free import BadInput
-from sampling_free.config import convert
+from sampling_free import BadInput, convert
 
 # Every config of Detectron2 --------------------------------------------------------------------
 

@@ -56,8 +56,8 @@ from sampling_free import (
     SamplingFreeStandardROIHeads,
     add_sampling_free_config,
     as_variant,
+    convert,
 )
-from sampling_free.config import convert
 from sampling_free.config.load import load_config
 
 GUIDED = SamplingFreeFastRCNNOutputLayers

@@ -25,8 +25,7 @@ from helpers.tiny_run import (
     same,
 )
 from helpers.yaml_files import FASTER, KEYPOINTS, RETINANET, zoo
-from sampling_free import BadInput
-from sampling_free.config import convert
+from sampling_free import BadInput, convert
 from sampling_free.config.cfg_node import cfg_node, lazy_from_cfg_node
 from sampling_free.config.load import load_config
 from sampling_free.data.datasets import dataset_names, load_dataset

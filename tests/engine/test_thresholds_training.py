@@ -15,8 +15,7 @@ from helpers.prior_thresholds import THETAS, compared, line, numbers
 from helpers.tiny import tiny_retinanet
 from helpers.tiny_run import FOCAL, load, train_net, write_config
 from helpers.yaml_files import FASTER, RETINANET, zoo
-from sampling_free import BadInput, PriorInit, add_sampling_free_config, load_trained
-from sampling_free.config import convert
+from sampling_free import BadInput, PriorInit, add_sampling_free_config, convert, load_trained
 from sampling_free.config.load import load_config
 from sampling_free.engine.trainer import LazyTrainer, evaluate_only
 

@@ -22,8 +22,7 @@ from helpers.tiny_run import (
     train_net,
 )
 from helpers.yaml_files import C4, CASCADE, FASTER, RETINANET, ROOT, message, zoo
-from sampling_free import BadInput, PriorInit
-from sampling_free.config import convert
+from sampling_free import BadInput, PriorInit, convert
 from sampling_free.config.cfg_node import cfg_node, lazy_from_cfg_node, read_cfg_node
 from sampling_free.config.load import load_config
 from sampling_free.data.datasets import load_dataset

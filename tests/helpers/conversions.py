@@ -2,7 +2,7 @@
 
 import re
 
-from sampling_free.config import convert
+from sampling_free import convert
 
 MEASURED = "  MODEL.SAMPLING_FREE.PRIOR: None, measured before the first iteration"
 

@@ -10,8 +10,7 @@ from detectron2 import model_zoo
 from detectron2.config import get_cfg, instantiate
 from detectron2.data import get_detection_dataset_dicts
 
-from sampling_free import add_sampling_free_config
-from sampling_free.config import convert
+from sampling_free import add_sampling_free_config, convert
 from sampling_free.config.load import TRAIN_DEFAULTS, load_config
 from sampling_free.config.variants import VARIANTS
 

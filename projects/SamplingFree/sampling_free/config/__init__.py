@@ -5,7 +5,6 @@ from ..utils.exports import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        ".convert": "convert",
         ".load": "find_config load_config",
         ".variants": "VARIANTS as_variant",
         ".cfg_node": "add_sampling_free_config",
