@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 # Another Detectron2: a pip requirement, a wheel or the path of a checkout.
-# Empty: the mended v0.6 of tools/install_detectron2.py.
+# Empty: the patched v0.6 of dev/install_detectron2.py.
 DETECTRON2 ?=
 # What pip may install; without a line of a package, its newest.
 CONSTRAINTS ?= constraints.txt
@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/complete
 # The DETECTRON2 that .venv was made with.
 CHOICE := $(VENV)/detectron2.txt
-SOURCES := $(CONSTRAINTS) setup.cfg pyproject.toml $(wildcard tools/*detectron2*.py)
+SOURCES := $(CONSTRAINTS) setup.cfg pyproject.toml $(wildcard dev/*detectron2*.py)
 
 D2_SOURCE := $(if $(DETECTRON2),'$(DETECTRON2)')
 
@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= passive
 # In the order in which they are run; each has its benchmarks/bench_X.py and results/bench_X.csv.
 BENCHMARKS := loss rpn roi iteration counting
-# Every pip call below, those of tools/install_detectron2.py too.
+# Every pip call below, those of dev/install_detectron2.py too.
 PIP := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_DISABLE_PIP_VERSION_CHECK=1
 
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -60,13 +60,13 @@ test-long: OMP_NUM_THREADS = 1
 test-long: $(STAMP)  ## run the tests that take long, for docs/reliability.md
 	$(BIN)/python -m pytest -n 2 -m long --figures=$(RELIABILITY) $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m helpers.bad_data --output $(RELIABILITY)
-	$(BIN)/python tools/render_tables.py
+	$(BIN)/python dev/render_tables.py
 
 bench: $(STAMP)  ## measure speed and memory, for docs/performance.md
 	set -e; for name in $(BENCHMARKS); do \
 	  $(BIN)/python benchmarks/bench_$$name.py --output results/bench_$$name.csv $(ARGS); \
 	done
-	$(BIN)/python tools/render_tables.py
+	$(BIN)/python dev/render_tables.py
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .
@@ -81,11 +81,11 @@ clean:  ## remove .venv and what else is built
 
 $(STAMP): $(SOURCES) $(REMAKE)
 	$(if $(REMAKE),@$(CHECK_PYTHON))
-	@$(PYTHON) tools/install_detectron2.py --check $(D2_SOURCE) >/dev/null
+	@$(PYTHON) dev/install_detectron2.py --check $(D2_SOURCE) >/dev/null
 	@echo 'Setting up $(VENV): about 5 GB, a few minutes.'
 	$(if $(REMAKE),rm -rf $(VENV) && $(PYTHON) -m venv $(VENV))
 	$(PIP) $(BIN)/python -m pip install --quiet pip setuptools
 	$(PIP) $(BIN)/pip install --quiet --no-build-isolation torch torchvision --editable '.[dev]'
-	$(PIP) $(BIN)/python tools/install_detectron2.py --force $(D2_SOURCE)
+	$(PIP) $(BIN)/python dev/install_detectron2.py --force $(D2_SOURCE)
 	@echo 'choice: $(DETECTRON2)' > $(CHOICE)
 	@touch $@

@@ -25,7 +25,7 @@ Every run is a call of train_net.py in a process of its own, in a folder of its 
 result.json is whole or absent. A second call does only what is missing, on another machine too if
 the folder is copied there; runs of other settings stay beside it. One --output is for one
 comparison: records of others in it stay, but its summary is that of the last one to end.
-tools/render_tables.py puts it into the documentation. An --output that ends in / is a folder that
+dev/render_tables.py puts it into the documentation. An --output that ends in / is a folder that
 gets one JSON for each run, of as many comparisons as you like.
 """
 

@@ -21,6 +21,7 @@ FULL = "configs/bccd/retinanet_R_18_FPN.py"
 def make_stage(tmp_path, monkeypatch):
     """A folder with a tiny config, and the stub in place of train_net.py."""
     monkeypatch.setattr(compare, "TRAIN_NET", STUB)
+    monkeypatch.setenv("PYTHONPATH", tiny_run.environment()["PYTHONPATH"])
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     (tmp_path / "calls").touch()
     config = tiny_run.write_config(tmp_path)

@@ -364,7 +364,7 @@ def test_a_record_from_elsewhere_brings_no_other_file_onto_the_page(tmp_path):
 SOURCES = ("projects/**/*.py", "tools/*.py", "benchmarks/*.py", "configs/**/*.py", "*.py")
 EVALUATES = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "yaml.load", "torch.load"}
 EVALUATES |= {"yaml.unsafe_load", "np.load", "numpy.load", "joblib.load", "shelve.open"}
-ADMITTED = {"checkpoint.py": {"torch.load"}}  # which says what it trusts
+ADMITTED = {"checkpointer.py": {"torch.load"}}  # which says what it trusts
 
 
 def test_no_source_evaluates_what_it_reads():

@@ -22,7 +22,6 @@ NEEDED = {  # what a script wants beside the config
     "demo": ("--input", "a.jpg", "--output", "out"),
     "check_imbalance": (),
     "estimate_prior": (),
-    "list_knobs": (),
     "pick_threshold": ("--resume",),
     "compare": ("--variants", "sampling_free"),
 }

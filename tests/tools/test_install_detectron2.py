@@ -1,4 +1,4 @@
-"""The installer of Detectron2, offline: mends, checksum, wheel and command line."""
+"""The installer of Detectron2, offline: patches, checksum, wheel and command line."""
 
 import hashlib
 import subprocess
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import detectron2_mends
+import detectron2_patches
 import detectron2_wheel
 import install_detectron2
-from detectron2_mends import MENDS, Mend, MendError, apply_mends
+from detectron2_patches import PATCHES, Patch, PatchError, apply_patches
 
 SCRIPT = Path(install_detectron2.__file__)
 
@@ -56,42 +56,42 @@ def run_cli(*args):
 
 def test_mend_replaces_every_occurrence(tmp_path):
     write_files(tmp_path, {"a.py": "x = np.int(1)\ny = np.int(2)\n"})
-    apply_mends(tmp_path, [Mend("a.py", "np.int(", "int(", "gone", count=2)])
+    apply_patches(tmp_path, [Patch("a.py", "np.int(", "int(", "gone", count=2)])
     assert (tmp_path / "a.py").read_text() == "x = int(1)\ny = int(2)\n"
 
 
 @pytest.mark.parametrize("text", ["", "np.int np.int"], ids=["missing", "too often"])
 def test_mend_that_does_not_fit_names_file_and_pattern(tmp_path, text):
     write_files(tmp_path, {"data/build.py": text})
-    with pytest.raises(MendError, match=r"detectron2/data/build\.py: 'np\.int' found \d times"):
-        apply_mends(tmp_path, [Mend("data/build.py", "np.int", "int", "alias is gone")])
+    with pytest.raises(PatchError, match=r"detectron2/data/build\.py: 'np\.int' found \d times"):
+        apply_patches(tmp_path, [Patch("data/build.py", "np.int", "int", "alias is gone")])
     assert (tmp_path / "data/build.py").read_text() == text
 
 
 def test_mend_of_a_missing_file_names_it(tmp_path):
-    with pytest.raises(MendError, match=r"detectron2/gone\.py: no such file"):
-        apply_mends(tmp_path, [Mend("gone.py", "a", "b", "because")])
+    with pytest.raises(PatchError, match=r"detectron2/gone\.py: no such file"):
+        apply_patches(tmp_path, [Patch("gone.py", "a", "b", "because")])
 
 
-@pytest.mark.parametrize("index", range(len(MENDS)))
+@pytest.mark.parametrize("index", range(len(PATCHES)))
 def test_each_mend_is_needed_once(tmp_path, index):
     """Each row fits a text with ``old`` in it ``count`` times, and not the result of itself."""
-    mend = MENDS[index]
-    write_files(tmp_path, {mend.path: (mend.old + "\n") * mend.count})
-    apply_mends(tmp_path, [mend])
-    if mend.old not in mend.new:
-        with pytest.raises(MendError):
-            apply_mends(tmp_path, [mend])
-    assert mend.reason
+    patch = PATCHES[index]
+    write_files(tmp_path, {patch.path: (patch.old + "\n") * patch.count})
+    apply_patches(tmp_path, [patch])
+    if patch.old not in patch.new:
+        with pytest.raises(PatchError):
+            apply_patches(tmp_path, [patch])
+    assert patch.reason
 
 
 def test_mends_cover_what_current_libraries_dropped():
-    assert len(MENDS) == 33
-    assert len({(mend.path, mend.old) for mend in MENDS}) == len(MENDS)
+    assert len(PATCHES) == 33
+    assert len({(patch.path, patch.old) for patch in PATCHES}) == len(PATCHES)
 
 
 def test_import_guard_is_silent_until_the_extension_is_used(tmp_path):
-    guard = detectron2_mends._IMPORT_EXTENSION_IF_BUILT.replace("detectron2", "absent_detectron2")
+    guard = detectron2_patches._IMPORT_EXTENSION_IF_BUILT.replace("detectron2", "absent_detectron2")
     names = {}
     exec(guard, names)
     with pytest.raises(ImportError, match="box_iou_rotated: built without the C\\+\\+ extension"):
@@ -113,9 +113,9 @@ def test_release_with_another_sha256_is_refused(tmp_path):
 
 def test_release_is_mended_and_versioned(tmp_path, monkeypatch):
     files = {"detectron2/__init__.py": '__version__ = "0.6"\n'}
-    for mend in MENDS:
-        name = f"detectron2/{mend.path}"
-        files[name] = files.get(name, "") + (mend.old + "\n") * mend.count
+    for patch in PATCHES:
+        name = f"detectron2/{patch.path}"
+        files[name] = files.get(name, "") + (patch.old + "\n") * patch.count
     source = write_files(tmp_path / "pb1-detectron2-0.6", files)
     archive = tmp_path / "release.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:

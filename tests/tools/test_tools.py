@@ -1,4 +1,4 @@
-"""tools/render_tables.py: the tables are what the results say."""
+"""dev/render_tables.py: the tables are what the results say."""
 
 import json
 from importlib.metadata import version
@@ -24,7 +24,7 @@ def test_the_tables_in_the_documents_are_what_the_results_say(monkeypatch):
     for path in render_tables.DOCUMENTS:
         text = Path(path).read_text()
         assert render_tables.MARKER.search(text)
-        assert render_tables.render(text) == text, "run python tools/render_tables.py"
+        assert render_tables.render(text) == text, "run python dev/render_tables.py"
 
 
 def test_rendering_writes_numbers_from_the_results_and_is_idempotent(tmp_path):

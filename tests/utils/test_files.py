@@ -11,7 +11,6 @@ from detectron2.utils.events import EventStorage, JSONWriter
 import check_imbalance
 import demo
 import estimate_prior as estimate_prior_script
-import list_knobs
 import pick_threshold
 from helpers import tiny_run
 from helpers.tiny import mapper_of, write_dicts
@@ -47,7 +46,6 @@ def test_the_files_of_a_run_its_evaluation_and_the_tools(tiny, sets, tmp_path, m
     for script, words in {
         check_imbalance: ["--json", tmp_path / "imbalance.json", "--images", "4"],
         estimate_prior_script: ["--output", tmp_path / "tools_prior.json"],
-        list_knobs: ["--json", tmp_path / "knobs.json"],
         pick_threshold: ["--resume"],
         demo: [*pictures, "--confidence-threshold", "0"],
     }.items():
@@ -66,7 +64,7 @@ def test_the_files_of_a_run_its_evaluation_and_the_tools(tiny, sets, tmp_path, m
     assert None in contents["evaluation"].values()
     assert contents["prior"]["depends_on"] == contents["tools_prior"]["depends_on"]
     assert contents["prior"]["depends_on"]["center sampling radius"] == "inf"
-    others = {"imbalance", "knobs", "threshold", "best_threshold", "score_histograms"}
+    others = {"imbalance", "threshold", "best_threshold", "score_histograms"}
     assert others <= contents.keys()
     shown = {x["class"] for image in contents["detections"] for x in image["detections"]}
     assert shown and shown <= set(MetadataCatalog.get(sets.names["val"]).thing_classes)

@@ -194,5 +194,8 @@ def _named(value):
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        # Ours may move to another module, and the run stays the same.
+        ours = value.__module__.split(".")[0] == __name__.split(".")[0]
+        module = __name__.split(".")[0] if ours else value.__module__
+        return f"{module}.{value.__qualname__}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

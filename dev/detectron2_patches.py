@@ -1,8 +1,8 @@
 """The changes that let the v0.6 release of Detectron2 run on current libraries.
 
-Each row of :data:`MENDS` replaces one text in one file. A row whose text is not found exactly
+Each row of :data:`PATCHES` replaces one text in one file. A row whose text is not found exactly
 as often as it says is an error: it would mean that the source is not the release that the rows
-were written for, and a wheel that is mended in part fails later and in stranger ways.
+were written for, and a wheel that is patched in part fails later and in stranger ways.
 
 Detectron2's main branch needs none of this.
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Iterable, NamedTuple
 
 
-class MendError(RuntimeError):
-    """A mend does not fit the source that it is applied to."""
+class PatchError(RuntimeError):
+    """A patch does not fit the source that it is applied to."""
 
 
-class Mend(NamedTuple):
+class Patch(NamedTuple):
     """One replacement.
 
     Attributes:
@@ -33,28 +33,28 @@ class Mend(NamedTuple):
     count: int = 1
 
 
-def apply_mends(package: Path, mends: Iterable[Mend]) -> None:
-    """Applies mends to a copy of Detectron2's sources, in place.
+def apply_patches(package: Path, patches: Iterable[Patch]) -> None:
+    """Applies patches to a copy of Detectron2's sources, in place.
 
     Args:
         package: the folder ``detectron2`` with its ``__init__.py``.
-        mends: the replacements, applied in their order.
+        patches: the replacements, applied in their order.
 
     Raises:
-        MendError: a file is missing, or does not hold ``old`` exactly ``count`` times.
+        PatchError: a file is missing, or does not hold ``old`` exactly ``count`` times.
     """
-    for mend in mends:
-        file = package / mend.path
+    for patch in patches:
+        file = package / patch.path
         if not file.is_file():
-            raise MendError(f"detectron2/{mend.path}: no such file to mend ({mend.reason})")
+            raise PatchError(f"detectron2/{patch.path}: no such file to patch ({patch.reason})")
         text = file.read_text(encoding="utf-8")
-        found = text.count(mend.old)
-        if found != mend.count:
-            raise MendError(
-                f"detectron2/{mend.path}: {mend.old.splitlines()[0]!r} found {found} times, "
-                f"expected {mend.count} ({mend.reason})"
+        found = text.count(patch.old)
+        if found != patch.count:
+            raise PatchError(
+                f"detectron2/{patch.path}: {patch.old.splitlines()[0]!r} found {found} times, "
+                f"expected {patch.count} ({patch.reason})"
             )
-        file.write_text(text.replace(mend.old, mend.new), encoding="utf-8")
+        file.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
 
 
 _IMPORT_EXTENSION = "from detectron2 import _C\n"
@@ -136,61 +136,61 @@ _ZOO = "setuptools 81 has no pkg_resources"
 _DEPRECATED = "a DeprecationWarning or FutureWarning"
 
 
-MENDS = (
-    Mend("layers/deform_conv.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
-    Mend("layers/rotated_boxes.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
-    Mend("layers/roi_align_rotated.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
-    Mend(
+PATCHES = (
+    Patch("layers/deform_conv.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
+    Patch("layers/rotated_boxes.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
+    Patch("layers/roi_align_rotated.py", _IMPORT_EXTENSION, _IMPORT_EXTENSION_IF_BUILT, _EXTENSION),
+    Patch(
         "evaluation/coco_evaluation.py", _IMPORT_FAST_COCO, _IMPORT_FAST_COCO_IF_BUILT, _EXTENSION
     ),
-    Mend("export/__init__.py", "from .api import *\n", "", "Caffe2 is gone from torch 2"),
-    Mend("data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR", "gone since Pillow 10"),
-    Mend(
+    Patch("export/__init__.py", "from .api import *\n", "", "Caffe2 is gone from torch 2"),
+    Patch("data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR", "gone since Pillow 10"),
+    Patch(
         "modeling/meta_arch/retinanet.py",
         "get_norm(norm, 1)",
         "get_norm(norm, 32)",
         "GroupNorm checks that its 32 groups divide the channels",
     ),
-    Mend(
+    Patch(
         "data/common.py",
         "sample(self._fallback_candidates, k=1)",
         "sample(list(self._fallback_candidates), k=1)",
         "random.sample takes no set since Python 3.11",
     ),
-    Mend("modeling/meta_arch/fcos.py", _FCOS_MATCH, _FCOS_MATCH_NO_OBJECTS, _NO_OBJECTS),
-    Mend("modeling/meta_arch/fcos.py", _FCOS_LABEL, _FCOS_LABEL_NO_OBJECTS, _NO_OBJECTS),
-    Mend("engine/launch.py", _LAUNCH_ASSERT, "", _LAUNCH),
-    Mend("engine/launch.py", _LAUNCH_BACKEND, _LAUNCH_BACKEND_IF_ANY, _LAUNCH),
-    Mend("engine/launch.py", _LAUNCH_DEVICE, _LAUNCH_DEVICE_IF_ANY, _LAUNCH),
-    Mend(
+    Patch("modeling/meta_arch/fcos.py", _FCOS_MATCH, _FCOS_MATCH_NO_OBJECTS, _NO_OBJECTS),
+    Patch("modeling/meta_arch/fcos.py", _FCOS_LABEL, _FCOS_LABEL_NO_OBJECTS, _NO_OBJECTS),
+    Patch("engine/launch.py", _LAUNCH_ASSERT, "", _LAUNCH),
+    Patch("engine/launch.py", _LAUNCH_BACKEND, _LAUNCH_BACKEND_IF_ANY, _LAUNCH),
+    Patch("engine/launch.py", _LAUNCH_DEVICE, _LAUNCH_DEVICE_IF_ANY, _LAUNCH),
+    Patch(
         "engine/hooks.py",
         "torch.optim.lr_scheduler._LRScheduler)",
         "torch.optim.lr_scheduler.LRScheduler)",
         "torch 2's own schedulers are no longer of this class: checkpoints silently lack them",
         2,
     ),
-    Mend("model_zoo/model_zoo.py", "import pkg_resources\n", "import importlib.resources\n", _ZOO),
-    Mend("model_zoo/model_zoo.py", _ZOO_FILE, _ZOO_FILE_BY_IMPORTLIB, _ZOO),
-    Mend("engine/train_loop.py", "from torch.cuda.amp", "from torch.amp", _DEPRECATED, 2),
-    Mend("engine/train_loop.py", "with autocast():", 'with autocast("cuda"):', _DEPRECATED),
-    Mend(
+    Patch("model_zoo/model_zoo.py", "import pkg_resources\n", "import importlib.resources\n", _ZOO),
+    Patch("model_zoo/model_zoo.py", _ZOO_FILE, _ZOO_FILE_BY_IMPORTLIB, _ZOO),
+    Patch("engine/train_loop.py", "from torch.cuda.amp", "from torch.amp", _DEPRECATED, 2),
+    Patch("engine/train_loop.py", "with autocast():", 'with autocast("cuda"):', _DEPRECATED),
+    Patch(
         "modeling/anchor_generator.py",
         "meshgrid(shifts_y, shifts_x)",
         'meshgrid(shifts_y, shifts_x, indexing="ij")',
         "a warning of PyTorch",
     ),
-    Mend("data/datasets/coco.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
-    Mend("engine/defaults.py", "logger.warn(", "logger.warning(", _DEPRECATED),
-    Mend("evaluation/coco_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
-    Mend("evaluation/lvis_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
-    Mend("evaluation/sem_seg_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
-    Mend("data/build.py", "np.int)", "int)", _ALIAS),
-    Mend("data/build.py", "dtype=np.int\n", "dtype=int\n", _ALIAS),
-    Mend("data/datasets/pascal_voc.py", "np.str)", "str)", _ALIAS),
-    Mend("evaluation/pascal_voc_evaluation.py", "np.bool)", "bool)", _ALIAS, 2),
-    Mend("evaluation/sem_seg_evaluation.py", "np.int)", "int)", _ALIAS, 2),
-    Mend("evaluation/sem_seg_evaluation.py", "np.float)", "float)", _ALIAS, 5),
-    Mend("structures/masks.py", "np.bool)", "bool)", _ALIAS, 3),
-    Mend("utils/visualizer.py", "np.bool)", "bool)", _ALIAS, 3),
-    Mend("utils/video_visualizer.py", "np.bool)", "bool)", _ALIAS),
+    Patch("data/datasets/coco.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
+    Patch("engine/defaults.py", "logger.warn(", "logger.warning(", _DEPRECATED),
+    Patch("evaluation/coco_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
+    Patch("evaluation/lvis_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
+    Patch("evaluation/sem_seg_evaluation.py", "logger.warn(", "logger.warning(", _DEPRECATED, 2),
+    Patch("data/build.py", "np.int)", "int)", _ALIAS),
+    Patch("data/build.py", "dtype=np.int\n", "dtype=int\n", _ALIAS),
+    Patch("data/datasets/pascal_voc.py", "np.str)", "str)", _ALIAS),
+    Patch("evaluation/pascal_voc_evaluation.py", "np.bool)", "bool)", _ALIAS, 2),
+    Patch("evaluation/sem_seg_evaluation.py", "np.int)", "int)", _ALIAS, 2),
+    Patch("evaluation/sem_seg_evaluation.py", "np.float)", "float)", _ALIAS, 5),
+    Patch("structures/masks.py", "np.bool)", "bool)", _ALIAS, 3),
+    Patch("utils/visualizer.py", "np.bool)", "bool)", _ALIAS, 3),
+    Patch("utils/video_visualizer.py", "np.bool)", "bool)", _ALIAS),
 )

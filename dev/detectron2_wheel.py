@@ -16,7 +16,7 @@ REQUIRES = (
     "cloudpickle fvcore>=0.1.5 hydra-core>=1.1 iopath>=0.1.7 matplotlib omegaconf>=2.1 pillow>=7.1 "
     "pycocotools>=2.0.2 tabulate tensorboard termcolor>=1.1 tqdm>4.29.0 yacs>=0.1.8"
 ).split()
-# What one that is not mended needs for its model zoo.
+# What one that is not patched needs for its model zoo.
 PKG_RESOURCES = "setuptools<81"
 # Small projects that Detectron2 installs below its own name.
 PROJECTS = {

@@ -1,19 +1,21 @@
 #!/usr/bin/env python
 """Puts the tables of results/*.json and *.csv into the documentation, between its markers.
 
-    python tools/render_tables.py            # rewrites README.md, MODEL_ZOO.md and docs/
-    python tools/render_tables.py --check    # exit code 1 if a table is not what the results say
+    python dev/render_tables.py            # rewrites README.md, MODEL_ZOO.md and docs/
+    python dev/render_tables.py --check    # exit code 1 if a table is not what the results say
 
 A marker is <!-- table NAME FILE --> and <!-- end -->, each on a line of its own; several files are
 joined by +.
 """
 
 import argparse
+import ast
 import csv
 import json
 import os
 import re
 import sys
+from pathlib import Path
 
 from tabulate import tabulate
 
@@ -23,6 +25,7 @@ from reliability_tables import RELIABILITY_TABLES
 
 DOCUMENTS = [
     "README.md",
+    "CONTRIBUTING.md",
     "MODEL_ZOO.md",
     "docs/guides.md",
     "docs/performance.md",
@@ -165,6 +168,37 @@ def paa_training(records):
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
+def rooms(rows):
+    """A row for each room of the package, lowest first: what it is for, files and lines."""
+    return tabulate(
+        [[f"`{r['room']}`", r["purpose"], r["files"], r["lines"]] for r in rows],
+        ["room", "what is in it", "files", "lines, about"],
+        tablefmt="github",
+    )
+
+
+def read_rooms(package):
+    """The rooms of the package in their order of imports, with the first line of each."""
+    path = Path(__file__).resolve().parents[1] / "tests" / "package" / "test_rooms.py"
+    tree = ast.parse(path.read_text())
+    order = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "ROOMS"
+    )
+    for room in order:
+        files = sorted(Path(package, room).rglob("*.py")) or [Path(package, f"{room}.py")]
+        texts = [f.read_text() for f in files]
+        first = Path(package, room, "__init__.py")
+        doc = ast.get_docstring(ast.parse((first if first.exists() else files[0]).read_text()))
+        yield {
+            "room": room,
+            "purpose": doc.splitlines()[0],
+            "files": len(files),
+            "lines": round(sum(text.count("\n") for text in texts), -2),
+        }
+
+
 def comparison(rows):
     """A row for each variant of a comparison, from the summary that tools/compare.py writes."""
     # Detectron2 takes seconds to import.
@@ -184,6 +218,7 @@ TABLES = {
         guides,
         paa_training,
         comparison,
+        rooms,
     )
 }
 TABLES |= BENCH_TABLES | RELIABILITY_TABLES
@@ -196,14 +231,12 @@ def read(path, key):
 
     Args:
         path (str): JSON, a list of records or what tools/compare.py writes; CSV, whose rows are
-            dicts of text; or a folder with one JSON a run.
+            dicts of text; or the folder of the package.
         key (str): "runs" or "summary" of what tools/compare.py writes, or another list of a file
             that has several.
     """
     if os.path.isdir(path):
-        from sampling_free.comparison.records import read_records  # as in comparison()
-
-        return read_records(path)
+        return list(read_rooms(path))
     with open(path, newline="") as f:
         if path.endswith(".csv"):
             return list(csv.DictReader(f))
@@ -245,7 +278,7 @@ def main():
                 with open(path, "w") as f:
                     f.write(new)
     if args.check and stale:
-        sys.exit(f"out of date: {', '.join(stale)}; run python tools/render_tables.py")
+        sys.exit(f"out of date: {', '.join(stale)}; run python dev/render_tables.py")
 
 
 if __name__ == "__main__":

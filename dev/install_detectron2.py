@@ -2,13 +2,13 @@
 """Installs a Detectron2 that runs on current PyTorch, in pure Python.
 
 Without SOURCE this takes the v0.6 source release from the package index, checks it against its
-sha256, mends it (:mod:`detectron2_mends`) and installs it into the environment of the Python
-that runs this file. A checkout is built the same way, without mends and without being changed.
+sha256, patches it (:mod:`detectron2_patches`) and installs it into the environment of the Python
+that runs this file. A checkout is built the same way, without patches and without being changed.
 
 Examples:
-    python tools/install_detectron2.py                        # the mended v0.6
-    python tools/install_detectron2.py --wheel-dir dist       # only write its wheel
-    python tools/install_detectron2.py path/to/detectron2     # a checkout of the main branch
+    python dev/install_detectron2.py                        # the patched v0.6
+    python dev/install_detectron2.py --wheel-dir dist       # only write its wheel
+    python dev/install_detectron2.py path/to/detectron2     # a checkout of the main branch
 """
 
 import argparse
@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Optional
 
-from detectron2_mends import MENDS, MendError, apply_mends
+from detectron2_patches import PATCHES, PatchError, apply_patches
 from detectron2_wheel import InstallError, collect_package, package_version, write_wheel
 
 # The same Python sources and configs as the tag v0.6; the C++ sources are left out.
@@ -95,12 +95,12 @@ def checkout_tag(checkout: Path) -> str:
 
 
 def build_release(wheel_dir: Path, archive: Optional[Path] = None) -> Path:
-    """Writes the wheel of the mended v0.6 release, downloaded if not given; returns its path."""
+    """Writes the wheel of the patched v0.6 release, downloaded if not given; returns its path."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = unpack_release(archive, folder) if archive else download_release(folder)
         package = collect_package(source, folder / "wheel")
-        apply_mends(package, MENDS)
+        apply_patches(package, PATCHES)
         return write_wheel(package, f"{package_version(package)}+{RELEASE_TAG}", wheel_dir)
 
 
@@ -135,7 +135,7 @@ def kind_of(source: Optional[str]) -> str:
     if path.is_file() or looks_like_path:
         raise InstallError(
             f"{source}: no wheel, checkout or v0.6 .tar.gz of Detectron2 is there; "
-            "check the path, or leave it out for the mended v0.6"
+            "check the path, or leave it out for the patched v0.6"
         )
     return "requirement"
 
@@ -193,7 +193,7 @@ def main(argv: Optional[list] = None) -> int:
         nargs="?",
         metavar="SOURCE",
         help="a pip requirement, a wheel, the path of a checkout, or the v0.6 release's .tar.gz "
-        "(default: the mended v0.6, downloaded)",
+        "(default: the patched v0.6, downloaded)",
     )
     parser.add_argument("--wheel-dir", type=Path, help="only write the wheel, into this folder")
     parser.add_argument("--check", action="store_true", help="only say whether SOURCE is usable")
@@ -206,7 +206,7 @@ def main(argv: Optional[list] = None) -> int:
             write(args.source, args.wheel_dir)
         else:
             install(args.source, args.force)
-    except (InstallError, MendError) as error:
+    except (InstallError, PatchError) as error:
         print(f"install_detectron2: {error}", file=sys.stderr)
         return 2
     return 0
