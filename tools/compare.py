@@ -53,7 +53,7 @@ from sampling_free.comparison.store import Output
 from sampling_free.comparison.subprocesses import Processes
 from sampling_free.comparison.summary import of_best_ap, summarise
 from sampling_free.comparison.table import markdown, summary_table
-from sampling_free.config.variants import VARIANTS
+from sampling_free.config.convert import VARIANTS
 from sampling_free.utils.errors import BadInput, require_writable, require_writable_folder
 
 TRAIN_NET = str(Path(__file__).resolve().parents[1] / "train_net.py")

@@ -4,7 +4,7 @@ The test thresholds stay at the lower ones of the sampling-free detectors, so th
 evaluated alike. OHEM and GHM-C need no config of their own: train_net.py --variant ohem.
 """
 
-from sampling_free.config.variants_lazy import vary_model
+from sampling_free.config.lazy_model import vary_model
 
 
 def focal_baseline(model):

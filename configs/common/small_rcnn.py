@@ -6,7 +6,6 @@ Anchors are half as large as usual, and 300 proposals of an image are kept in tr
 
 from detectron2.layers import ShapeSpec
 
-from .authors import papers_guide
 from .small_backbone import CHANNELS, small_backbone
 
 LEVELS = ["p3", "p4", "p5"]
@@ -15,7 +14,6 @@ LEVELS = ["p3", "p4", "p5"]
 def small_rcnn(model):
     """Changes an R-CNN node in place; returns it."""
     small_backbone(model)
-    papers_guide(model)  # with which it was measured, see MODEL_ZOO.md
     model.backbone.bottom_up.out_features = ["res3", "res4", "res5"]
     rpn, heads = model.proposal_generator, model.roi_heads
     rpn.in_features = [*LEVELS, "p6"]

@@ -11,5 +11,4 @@ from ..common.demo import NUM_CLASSES, dataloader, demo_schedule
 from ..common.small_retinanet import model
 
 model.num_classes = NUM_CLASSES
-model.guide = "gradient"  # recommended; most small models here keep the paper's
 lr_multiplier, optimizer, train = demo_schedule("output/demo", lr=0.04)

@@ -155,14 +155,12 @@ def test_no_two_configs_write_to_one_folder():
 
 
 @cases([p for p in SAMPLING_FREE if not p.stem.endswith("_bce")])
-def test_the_method_is_the_recommended_one_or_the_papers(path):
+def test_the_method_has_the_default_guide_or_the_papers(path):
     dense, *heads = parts(config(path).model)
     assert dense.prior == "auto"
-    # Where no guide is named it is that of the classes, the paper's.
-    small = path.parent.name in ("bccd", "demo") and path.name != "retinanet.py"
-    is_papers = small or path.parent.name == "voc" or "_authors" in path.stem
+    is_papers = path.parent.name == "voc" or "_authors" in path.stem
     for node in (dense, *heads[1:]):
-        assert node.get("guide", "iteration") == ("iteration" if is_papers else "gradient")
+        assert node.get("guide") == ("iteration" if is_papers else None)
     for node in heads[1:] or [dense]:
         assert node.test_score_thresh == (0.0316 if "fcos" in path.name else 0.001)
 

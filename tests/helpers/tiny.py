@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
+from sampling_free.detectors.bias import ClassifierBias
 from sampling_free.detectors.retinanet import SamplingFreeRetinaNet
 
 WIDTH = 8  # channels everywhere
@@ -49,6 +50,11 @@ def tiny_fpn(**kwargs):
     return FPN(TinyBottomUp(), names, WIDTH, top_block=top, **kwargs)
 
 
+def with_papers_guide(cls, kwargs):
+    """Arguments of a detector or a part of one, with the guide of the paper if it has guides."""
+    return {"guide": "iteration", **kwargs} if issubclass(cls, ClassifierBias) else kwargs
+
+
 def tiny_retinanet(
     cls=SamplingFreeRetinaNet,
     num_classes=3,
@@ -62,7 +68,11 @@ def tiny_retinanet(
     seed=0,
     **kwargs,
 ):
-    """A RetinaNet of 8 channels with seeded weights; ``kwargs`` go to ``cls``."""
+    """A RetinaNet of 8 channels with seeded weights; ``kwargs`` go to ``cls``.
+
+    The guide is the paper's unless they name one: its losses are known in closed form.
+    """
+    kwargs = with_papers_guide(cls, kwargs)
     torch.manual_seed(seed)
     backbone = backbone or tiny_fpn()
     features = sorted(backbone.output_shape(), key=lambda f: backbone.output_shape()[f].stride)

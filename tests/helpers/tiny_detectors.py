@@ -26,7 +26,7 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.structures import BitMasks, Keypoints
 
-from helpers.tiny import WIDTH, TinyBottomUp, batch, tiny_fpn
+from helpers.tiny import WIDTH, TinyBottomUp, batch, tiny_fpn, with_papers_guide
 from sampling_free import (
     SamplingFreeCascadeROIHeads,
     SamplingFreeFastRCNNOutputLayers,
@@ -68,6 +68,7 @@ class TinyC4(TinyBottomUp):
 def tiny_fcos(cls=SamplingFreeFCOS, num_classes=3, *, norm="", seed=0, **kwargs):
     """An FCOS of 8 channels on p3 to p7 with seeded weights; ``kwargs`` go to ``cls``."""
     torch.manual_seed(seed)
+    kwargs = with_papers_guide(cls, kwargs)
     head = FCOSHead(
         input_shape=[ShapeSpec(channels=WIDTH)] * 5,
         num_classes=num_classes,
@@ -87,6 +88,8 @@ def _rpn(features, strides, in_channels, *, stock, **kwargs):
     )
     if stock:
         kwargs = {"batch_size_per_image": 16, "positive_fraction": 0.5, **kwargs}
+    else:
+        kwargs = {"guide": "iteration", **kwargs}
     settings = dict(
         in_features=features,
         head=StandardRPNHead(in_channels=in_channels, num_anchors=generator.num_anchors[0]),
@@ -144,6 +147,7 @@ def tiny_rcnn(
             num_classes=num_classes,
             cls_agnostic_bbox_reg=agnostic or kind.startswith("cascade"),
         )
+        settings = with_papers_guide(predictor_class, settings)
         return predictor_class(ShapeSpec(channels=channels), **{**settings, **(predictor or {})})
 
     def make_box_head():

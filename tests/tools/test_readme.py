@@ -11,8 +11,8 @@ from detectron2.config import get_cfg, instantiate
 from detectron2.data import get_detection_dataset_dicts
 
 from sampling_free import add_sampling_free_config, convert
+from sampling_free.config.convert import VARIANTS
 from sampling_free.config.load import TRAIN_DEFAULTS, load_config
-from sampling_free.config.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

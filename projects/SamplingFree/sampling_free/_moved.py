@@ -24,7 +24,7 @@ MOVED = {
     "prior": "method.prior",
     "prior_init": "engine.prior_init",
     "processes": "engine.launch",
-    "variants": "config.variants",
+    "variants": "config.convert",
     "yaml_config": "config.cfg_node",
 }
 

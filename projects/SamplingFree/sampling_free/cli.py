@@ -10,8 +10,8 @@ import warnings
 from detectron2.config import get_cfg
 from torch.multiprocessing import ProcessExitedException
 
+from .config.convert import VARIANTS
 from .config.load import find_config, load_config
-from .config.variants import VARIANTS
 from .utils.errors import BadInput, NonFiniteLoss, disk_fault, disk_line
 from .utils.signals import Interrupted
 

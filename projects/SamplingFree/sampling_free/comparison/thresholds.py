@@ -7,7 +7,7 @@ sampling-free one, and the baselines at their usual one too, in a row of its own
 from detectron2.modeling.meta_arch.fcos import FCOS
 from omegaconf import ListConfig, OmegaConf
 
-from ..config.convert_yaml import POINTS
+from ..config.yaml_model import POINTS
 from ..detectors.atss import ATSS
 from ..utils.errors import BadInput
 from ..utils.lazy import target_of

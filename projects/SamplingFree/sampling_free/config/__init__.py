@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         ".load": "find_config load_config",
-        ".variants": "VARIANTS as_variant",
         ".cfg_node": "add_sampling_free_config",
     },
 )

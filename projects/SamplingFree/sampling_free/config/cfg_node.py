@@ -36,6 +36,7 @@ from ..checkpoint.pickles import NotPlain, require_plain
 from ..data.loader import build_replayable_train_loader
 from ..detectors.thresholds import PriorThreshold
 from ..utils.errors import BadInput
+from . import families  # noqa: F401  the classes register themselves with Detectron2
 from .zoo import model_zoo
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ def add_sampling_free_config(cfg):
     # Of the dense detector or the RPN. None: measured on the training set before the first
     # iteration; "per_class": one for each class, measured; a number in (0, 1) wins.
     node.PRIOR = None
-    # None: the paper's r = L_loc / L_cls in every iteration; "gradient", which convert() sets,
-    # "frozen", or a number as a constant instead: see guides.py.
+    # None: the recommended one; "iteration", the paper's r = L_loc / L_cls; "gradient", "frozen",
+    # or a number as a constant instead: see method/guides.py.
     node.GUIDE = None
     # Dense detectors. None: the number in the detector's own key; "prior" or "per_class": from the
     # measured prior.

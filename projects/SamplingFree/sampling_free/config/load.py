@@ -23,7 +23,7 @@ from ..detectors.thresholds import PriorThreshold
 from ..utils.errors import BadInput
 from ..utils.lazy import call_parameters, target_of
 from .cfg_node import is_cfg_node_file, lazy_from_cfg_node, read_cfg_node
-from .variants import as_variant
+from .convert import as_variant
 from .zoo import model_zoo
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # of train.amp

@@ -21,6 +21,7 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch.nn import functional as F
 
 from ..method.guided_loss import sum_over_processes
+from ..method.guides import RECOMMENDED
 from ..utils.errors import BadInput, require_number
 from .atss_assignment import atss_match
 from .bias import prior_and_guide
@@ -256,7 +257,7 @@ class SamplingFreeATSS(PriorThreshold, GuidedPoints, ATSS):
     loss_names = ATSS.loss_names
 
     @configurable
-    def __init__(self, *, prior="auto", guide="iteration", test_score_thresh=0.001, **kwargs):
+    def __init__(self, *, prior="auto", guide=RECOMMENDED, test_score_thresh=0.001, **kwargs):
         """
         Args:
             prior, guide: as in ``SamplingFreeRetinaNet``.

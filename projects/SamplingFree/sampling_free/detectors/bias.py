@@ -3,7 +3,7 @@
 import torch
 from omegaconf import ListConfig
 
-from ..method.guides import ITERATION
+from ..method.guides import RECOMMENDED
 from ..method.prior import prior_to_bias, softmax_prior_to_bias
 from ..utils.errors import BadInput
 
@@ -175,5 +175,5 @@ def prior_and_guide(node):
     """Constructor arguments from a ``MODEL.SAMPLING_FREE`` node (CfgNode)."""
     return {
         "prior": AUTO if node.PRIOR is None else node.PRIOR,
-        "guide": ITERATION if node.GUIDE is None else node.GUIDE,
+        "guide": RECOMMENDED if node.GUIDE is None else node.GUIDE,
     }

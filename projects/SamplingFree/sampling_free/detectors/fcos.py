@@ -10,6 +10,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from fvcore.nn import giou_loss
 from torch.nn import functional as F
 
+from ..method.guides import RECOMMENDED
 from ..utils.errors import BadInput
 from .bias import prior_and_guide
 from .points import GuidedPoints, foreground_rows, point_detector_arguments, require_finite
@@ -28,7 +29,7 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
     loss_names = ("loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr")
 
     @configurable
-    def __init__(self, *, prior="auto", guide="iteration", box_weight="uniform", **kwargs):
+    def __init__(self, *, prior="auto", guide=RECOMMENDED, box_weight="uniform", **kwargs):
         """
         Args:
             prior, guide: as in ``SamplingFreeRetinaNet``.

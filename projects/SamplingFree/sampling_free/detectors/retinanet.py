@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 
 from ..method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from ..method.guided_loss import guided_losses
-from ..method.guides import gradient_norms, make_guide
+from ..method.guides import RECOMMENDED, gradient_norms, make_guide
 from .bias import PriorBias, prior_and_guide
 from .box_loss import dense_box_loss
 from .guide_log import GuideLog, per_image
@@ -31,7 +31,7 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
     classifier_bias_name = "head.cls_score.bias"
 
     @configurable
-    def __init__(self, *, prior="auto", guide="iteration", box_reg_loss_weight=1.0, **kwargs):
+    def __init__(self, *, prior="auto", guide=RECOMMENDED, box_reg_loss_weight=1.0, **kwargs):
         """
         Args:
             prior (float, list[float] or str): start score at every anchor, of every class or of

@@ -26,7 +26,7 @@ from torch import nn
 
 from ..method.classification_loss import cross_entropy_gradient_norm
 from ..method.guided_loss import guided_losses, num_processes, sum_over_processes
-from ..method.guides import gradient_norms, make_guide
+from ..method.guides import RECOMMENDED, gradient_norms, make_guide
 from ..utils.errors import BadInput
 from .bias import SoftmaxPriorBias, prior_and_guide
 from .guide_log import GuideLog
@@ -45,7 +45,7 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
     classifier_bias_name = "cls_score.bias"
 
     @configurable
-    def __init__(self, input_shape, *, guide="iteration", softmax_prior=None, **kwargs):
+    def __init__(self, input_shape, *, guide=RECOMMENDED, softmax_prior=None, **kwargs):
         """
         Args:
             input_shape (ShapeSpec): as in Detectron2's ``FastRCNNOutputLayers``.

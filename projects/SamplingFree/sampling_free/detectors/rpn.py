@@ -14,7 +14,7 @@ from detectron2.utils.events import get_event_storage
 
 from ..method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from ..method.guided_loss import guided_losses
-from ..method.guides import gradient_norms, make_guide
+from ..method.guides import RECOMMENDED, gradient_norms, make_guide
 from .bias import PriorBias, prior_and_guide
 from .box_loss import dense_box_loss
 from .guide_log import GuideLog, per_image
@@ -38,7 +38,7 @@ class SamplingFreeRPN(PriorBias, RPN):
         self,
         *,
         prior="auto",
-        guide="iteration",
+        guide=RECOMMENDED,
         batch_size_per_image=None,
         positive_fraction=None,
         **kwargs,

@@ -24,7 +24,7 @@ from .guided_loss import guide_ratio
 ITERATION = "iteration"
 GRADIENT = "gradient"
 FROZEN = "frozen"
-RECOMMENDED = GRADIENT  # by docs/evidence.md; the classes by themselves have the paper's
+RECOMMENDED = GRADIENT  # the default everywhere; see docs/evidence.md
 
 
 class Guide(nn.Module):
