@@ -77,7 +77,7 @@ def test_the_defaults_are_those_of_the_class(name):
         "prior": "auto" if name.startswith("Sampling") else None,
         "score_voting": True if is_paa else None,
         "iou_threshold": 0.1 if is_paa else None,
-        "guide": "iteration" if name.startswith("Sampling") else None,
+        "guide": "gradient" if name.startswith("Sampling") else None,
     }
 
 
@@ -127,7 +127,7 @@ def test_every_key_reaches_the_model_and_changes_one_thing(
         ("TEST.DETECTIONS_PER_IMAGE", 33, "max_detections_per_image", 33),
         ("MODEL.SAMPLING_FREE.PRIOR", 0.02, "prior", 0.02),
         ("MODEL.SAMPLING_FREE.PRIOR", "per_class", "prior", "per_class"),
-        ("MODEL.SAMPLING_FREE.GUIDE", "gradient", "guide", "gradient"),
+        ("MODEL.SAMPLING_FREE.GUIDE", "iteration", "guide", "iteration"),
         ("MODEL.SAMPLING_FREE.GUIDE", 0.5, "guide", 0.5),
     ],
 )

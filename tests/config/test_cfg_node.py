@@ -213,10 +213,10 @@ def test_a_limit_of_masks_that_c4_does_not_know_is_refused():
         build_model(cfg)
 
 
-def test_an_absent_prior_is_to_be_measured_and_an_absent_guide_is_the_papers():
+def test_an_absent_prior_is_to_be_measured_and_an_absent_guide_is_the_recommended():
     base, changes = BY_HAND["SamplingFreeRetinaNet"]
     model = build_model(small(zoo(base, **changes)))
-    assert model.prior == "auto" and model.guide.key == "iteration"
+    assert model.prior == "auto" and model.guide.key == "gradient"
     assert model.box_reg_loss_weight == 1.0
     assert built_with_settings("SamplingFreeRetinaNet").box_reg_loss_weight == 0.25
 

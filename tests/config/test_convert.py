@@ -78,9 +78,6 @@ def test_only_what_is_printed_changes_in_a_yaml_config(name, capsys):
     keys = differing(cfg, result)
     new = {k for k in keys if k.startswith("MODEL.SAMPLING_FREE.")}
     assert new == {k for k in leaves(added) if k not in leaves(cfg)}
-    guide = "MODEL.SAMPLING_FREE.GUIDE"
-    assert changes.pop(guide) == ("None", "gradient")
-    assert result.MODEL.SAMPLING_FREE.GUIDE == "gradient"
     check_printed(keys - new, changes)
     again, more = converted(result, capsys)
     assert more == {} and again == result
@@ -92,7 +89,6 @@ EXPECTED = {
         "model.focal_loss_alpha": ("0.25", "(dropped)"),
         "model.focal_loss_gamma": ("2.0", "(dropped)"),
         "model.prior": ("(none)", "auto"),
-        "model.guide": ("(none)", "gradient"),
         "model.test_score_thresh": ("(none)", "0.001"),
     },
     FCOS_CONFIG: {
@@ -100,7 +96,6 @@ EXPECTED = {
         "model.focal_loss_alpha": ("0.25", "(dropped)"),
         "model.focal_loss_gamma": ("2.0", "(dropped)"),
         "model.prior": ("(none)", "auto"),
-        "model.guide": ("(none)", "gradient"),
         "model.test_score_thresh": ("0.2", "0.0316"),
     },
     MASK_FPN: {
@@ -112,7 +107,6 @@ EXPECTED = {
         "model.proposal_generator.batch_size_per_image": ("256", "(dropped)"),
         "model.proposal_generator.positive_fraction": ("0.5", "(dropped)"),
         "model.proposal_generator.prior": ("(none)", "auto"),
-        "model.proposal_generator.guide": ("(none)", "gradient"),
         "model.roi_heads": ("StandardROIHeads", "SamplingFreeStandardROIHeads"),
         "model.roi_heads.batch_size_per_image": ("512", "(dropped)"),
         "model.roi_heads.positive_fraction": ("0.25", "(dropped)"),
@@ -120,7 +114,6 @@ EXPECTED = {
             "FastRCNNOutputLayers",
             "SamplingFreeFastRCNNOutputLayers",
         ),
-        "model.roi_heads.box_predictor.guide": ("(none)", "gradient"),
         "model.roi_heads.box_predictor.loss_weight": (
             "(none)",
             "{'loss_cls': 1.0, 'loss_box_reg': 0.25}",
@@ -151,14 +144,12 @@ YAML_EXPECTED = {
         "MODEL.RETINANET.FOCAL_LOSS_ALPHA": ("0.25", "(unused)"),
         "MODEL.RETINANET.FOCAL_LOSS_GAMMA": ("2.0", "(unused)"),
         "MODEL.RETINANET.SCORE_THRESH_TEST": ("0.05", "0.001"),
-        "MODEL.SAMPLING_FREE.GUIDE": ("None", "gradient"),
     },
     "COCO-Detection/rpn_R_50_FPN_1x.yaml": {
         "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "SamplingFreeRPN"),
         "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": ("1.0", "0.25"),
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": ("256", "(unused)"),
         "MODEL.RPN.POSITIVE_FRACTION": ("0.5", "(unused)"),
-        "MODEL.SAMPLING_FREE.GUIDE": ("None", "gradient"),
     },
     "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml": {
         "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "SamplingFreeStandardROIHeads"),
@@ -166,7 +157,6 @@ YAML_EXPECTED = {
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("512", "(unused)"),
         "MODEL.ROI_HEADS.POSITIVE_FRACTION": ("0.25", "(unused)"),
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": ("0.05", "0.001"),
-        "MODEL.SAMPLING_FREE.GUIDE": ("None", "gradient"),
     },
 }
 
@@ -309,7 +299,7 @@ def test_what_is_sampling_free_already_stays(capsys):
     cfg.model.proposal_generator.prior = 0.004
     cfg.model.proposal_generator.loss_weight = {"loss_rpn_loc": 0.125}
     cfg.model.roi_heads.box_predictor.loss_weight = {"loss_cls": 1.0, "loss_box_reg": 1.0}
-    cfg.model.roi_heads.box_predictor.guide = 1.0
+    cfg.model.roi_heads.box_predictor.guide = "frozen"
     result, changes = converted(cfg, capsys)
     assert changes == {} and differing(cfg, result) == set()
 

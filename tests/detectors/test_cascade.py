@@ -333,7 +333,7 @@ class TestConfigNode:
         predictors = zip(model.roi_heads.box_predictor, stock.roi_heads.box_predictor)
         for ours, theirs in predictors:
             assert type(ours) is SamplingFreeFastRCNNOutputLayers
-            assert ours.guide.key == "iteration" and ours.softmax_prior is None
+            assert ours.guide.key == "gradient" and ours.softmax_prior is None
             assert ours.box2box_transform.weights == theirs.box2box_transform.weights
             assert ours.loss_weight == theirs.loss_weight
         assert len({id(p) for p in model.roi_heads.box_predictor}) == 3
@@ -351,7 +351,7 @@ class TestConfigNode:
             assert scores == pytest.approx([0.02] * 3 + [0.94], rel=1e-5)
 
     def test_it_trains_a_step(self):
-        cfg = self._cfg(PRIOR=0.01)
+        cfg = self._cfg(PRIOR=0.01, GUIDE="iteration")
         cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
         torch.manual_seed(0)
         losses, latest, _ = train_step(build_model(cfg), rcnn_batch(3, 5, kind="cascade_mask"))

@@ -361,7 +361,7 @@ class TestConfigNode:
         shapes = {k: v.shape for k, v in model.state_dict().items()}
         assert shapes == {k: v.shape for k, v in stock.state_dict().items()}
         assert model.proposal_generator.prior == "auto" and predictor.softmax_prior is None
-        assert predictor.guide.key == model.proposal_generator.guide.key == "iteration"
+        assert predictor.guide.key == model.proposal_generator.guide.key == "gradient"
         theirs = stock.roi_heads.box_predictor
         for key, value in vars(theirs).items():
             if isinstance(value, (int, float, str, dict)) and not key.startswith("_"):
@@ -391,7 +391,7 @@ class TestConfigNode:
 
     @pytest.mark.parametrize("name", [FASTER, MASK, C4])
     def test_it_trains_a_step(self, name):
-        cfg = self._cfg(name, PRIOR=0.01)
+        cfg = self._cfg(name, PRIOR=0.01, GUIDE="iteration")
         cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 0.25
         cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
         kind = "faster" if name == self.FASTER else "mask"

@@ -424,9 +424,10 @@ def test_auto_refuses_to_train_and_still_detects():
 
 @pytest.mark.parametrize("prior", ["auto", 0.01])
 def test_a_head_without_bias_is_refused_by_its_layer(prior):
-    def build(head, **kwargs):
-        head.cls_score = nn.Conv2d(WIDTH, 3, 3, padding=1, bias=False)
-        return SamplingFreeFCOS(head=head, **kwargs)
+    class WithoutBias(SamplingFreeFCOS):
+        def __init__(self, *, head, **kwargs):
+            head.cls_score = nn.Conv2d(WIDTH, 3, 3, padding=1, bias=False)
+            super().__init__(head=head, **kwargs)
 
     with pytest.raises(BadInput, match="FCOSHead has no parameter cls_score.bias"):
-        tiny_fcos(build, prior=prior)
+        tiny_fcos(WithoutBias, prior=prior)

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from helpers.roi_losses import SIZE, WEIGHTS, box_targets, expected_sums
+from helpers.tiny import with_papers_guide
 from sampling_free import BadInput, SamplingFreeFastRCNNOutputLayers
 
 ON_MAIN = "use_sigmoid_ce" in inspect.signature(FastRCNNOutputLayers.__init__).parameters
@@ -29,7 +30,7 @@ def make_predictor(cls=SamplingFreeFastRCNNOutputLayers, num_classes=3, agnostic
         box2box_transform=Box2BoxTransform(weights=WEIGHTS),
         num_classes=num_classes,
         cls_agnostic_bbox_reg=agnostic,
-        **kwargs,
+        **with_papers_guide(cls, kwargs),
     )
 
 
