@@ -398,7 +398,7 @@ def test_an_image_that_the_mapper_leaves_out_is_none_of_a_batch(dicts):
 
 
 CORNERS = """
-import test_measured_counts as here
+import test_measured_count as here
 dataloader.train.mapper = L(here.CornerMapper)(is_train=True, augmentations=[], image_format="BGR")
 dataloader.test.mapper.image_format = "BGR"
 """
