@@ -18,13 +18,13 @@ from .utils.signals import Interrupted
 __all__ = ["add_config_options", "config_of", "find_config", "one_line_errors", "parse"]
 
 
-def add_config_options(parser, variants=True):
+def add_config_options(parser, variants: bool = True):
     """Adds --config-file, --sampling-free, --variant, --allow-pickle and the overrides.
 
     Args:
         parser (ArgumentParser): it may have the first and the last already, as Detectron2's
             ``default_argument_parser``.
-        variants (bool): False for a script that compares variants.
+        variants: False for a script that compares variants.
     """
     known = {action.dest: action for action in parser._actions}
     file = known.get("config_file") or parser.add_argument("--config-file", default="")
@@ -56,13 +56,13 @@ def add_config_options(parser, variants=True):
     )
 
 
-def parse(parser, words=None, own=()):
+def parse(parser, words: list[str] | None = None, own: tuple[str, ...] = ()):
     """Parses a command line whose overrides may stand anywhere.
 
     Args:
         parser (ArgumentParser): of :func:`add_config_options`.
-        words (list[str]): default: those of the process.
-        own (tuple[str]): options that take several key=value words, which are no overrides.
+        words: default: those of the process.
+        own: options that take several key=value words, which are no overrides.
 
     Returns:
         argparse.Namespace: ``opts`` is the list of all overrides.

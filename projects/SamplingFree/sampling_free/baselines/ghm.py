@@ -18,7 +18,7 @@ loss does not depend on how many there are, and the one S of a checkpoint is tha
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..method.guided_loss import sum_over_processes
@@ -33,12 +33,12 @@ MOMENTUM = 0.75
 class GHMC(nn.Module):
     """The loss with its running counts, a buffer; a checkpoint without it loads too."""
 
-    def __init__(self, bins=BINS, momentum=MOMENTUM, key="model"):
+    def __init__(self, bins: int = BINS, momentum: float = MOMENTUM, key: str = "model"):
         """
         Args:
-            bins (int): M.
-            momentum (float): of the running counts, in [0, 1); 0 takes those of the batch.
-            key (str): where a config has the two.
+            bins: M.
+            momentum: of the running counts, in [0, 1); 0 takes those of the batch.
+            key: where a config has the two.
 
         Raises:
             BadInput: for another number.
@@ -53,16 +53,16 @@ class GHMC(nn.Module):
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.float64))
 
     @torch.jit.unused  # scripted detectors infer
-    def forward(self, logits, labels):
+    def forward(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
         """
         Args:
-            logits (list[Tensor]): of each level (..., Ri, K), any floating type; computed in
+            logits: of each level (..., Ri, K), any floating type; computed in
                 float32 whatever it is, also under autocast.
-            labels (list[Tensor]): of each level (..., Ri), integer: -1 ignored, 0..K-1 foreground
+            labels: of each level (..., Ri), integer: -1 ignored, 0..K-1 foreground
                 of that class, K background.
 
         Returns:
-            Tensor: float32 scalar, connected to ``logits`` even when no row is valid. The weights
+            Float32 scalar, connected to ``logits`` even when no row is valid. The weights
             have no gradient.
         """
         with torch.autocast(logits[0].device.type, enabled=False):

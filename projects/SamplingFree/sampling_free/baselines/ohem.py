@@ -15,6 +15,7 @@ import torch
 from detectron2.layers import ciou_loss, diou_loss
 from detectron2.structures import Boxes
 from fvcore.nn import giou_loss, smooth_l1_loss
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import nms
 
@@ -28,18 +29,20 @@ IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
 @torch.no_grad()
-def hard_examples(losses, boxes, num, nms_thresh=NMS_THRESH):
+def hard_examples(
+    losses: Tensor, boxes: Tensor, num: int, nms_thresh: float = NMS_THRESH
+) -> Tensor:
     """The hardest samples of an image: greedy NMS with the loss as the score, then the first.
 
     Args:
-        losses (Tensor): (R,); what is not finite is the hardest. Of equal losses the first is
+        losses: (R,); what is not finite is the hardest. Of equal losses the first is
             the harder.
-        boxes (Tensor): (R, 4), XYXY.
-        num (int): at most so many.
-        nms_thresh (float): a box is dropped if its IoU with a harder one is above it.
+        boxes: (R, 4), XYXY.
+        num: at most so many.
+        nms_thresh: a box is dropped if its IoU with a harder one is above it.
 
     Returns:
-        Tensor: (<= num,) int64 indices, the hardest first.
+        (<= num,) int64 indices, the hardest first.
     """
     order = losses.float().nan_to_num(math.inf, math.inf, -math.inf)
     order = order.sort(descending=True, stable=True).indices
@@ -54,18 +57,20 @@ def hard_examples(losses, boxes, num, nms_thresh=NMS_THRESH):
         size *= 2
 
 
-def box_losses(transform, boxes, deltas, gt_boxes, loss_type, beta):
+def box_losses(
+    transform, boxes: Tensor, deltas: Tensor, gt_boxes: Tensor, loss_type: str, beta: float
+) -> Tensor:
     """The box loss of each sample, which Detectron2's ``_dense_box_regression_loss`` sums up.
 
     Args:
         transform (Box2BoxTransform): how boxes are encoded.
-        boxes, gt_boxes (Tensor): (F, 4), XYXY, of foreground samples and of their objects.
-        deltas (Tensor): (F, 4), predicted.
-        loss_type (str): "smooth_l1", summed over the four coordinates, "giou", "diou" or "ciou".
-        beta (float): of "smooth_l1"; 0 is L1.
+        boxes, gt_boxes: (F, 4), XYXY, of foreground samples and of their objects.
+        deltas: (F, 4), predicted.
+        loss_type: "smooth_l1", summed over the four coordinates, "giou", "diou" or "ciou".
+        beta: of "smooth_l1"; 0 is L1.
 
     Returns:
-        Tensor: (F,), float32.
+        (F,), float32.
 
     Raises:
         BadInput: for another loss; lists those known.
@@ -80,23 +85,31 @@ def box_losses(transform, boxes, deltas, gt_boxes, loss_type, beta):
 
 @torch.no_grad()
 def hard_anchors(
-    head, anchors, logits, labels, deltas, gt_boxes, num, nms_thresh, weights=(1.0, 1.0)
-):
+    head,
+    anchors: list[Boxes],
+    logits: Tensor,
+    labels: Tensor,
+    deltas: Tensor,
+    gt_boxes: list[Tensor],
+    num: int,
+    nms_thresh: float,
+    weights: tuple[float, ...] = (1.0, 1.0),
+) -> Tensor:
     """The hardest anchors of each image, by BCE summed over the classes plus box loss.
 
     Args:
         head (RetinaNet or RPN): says which box loss, and how boxes are encoded.
-        anchors (list[Boxes]): of each level.
-        logits (Tensor): (N, R, K).
-        labels (Tensor): (N, R): -1 ignored, 0..K-1 foreground, K background.
-        deltas (Tensor): (N, R, 4).
-        gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
-        num (int): at most so many of an image.
-        nms_thresh (float): see :func:`hard_examples`.
-        weights (tuple[float]): of the classification and of the box loss.
+        anchors: of each level.
+        logits: (N, R, K).
+        labels: (N, R): -1 ignored, 0..K-1 foreground, K background.
+        deltas: (N, R, 4).
+        gt_boxes: N times (R, 4), of the matched objects.
+        num: at most so many of an image.
+        nms_thresh: see :func:`hard_examples`.
+        weights: of the classification and of the box loss.
 
     Returns:
-        Tensor: (N, R) bool; no ignored anchor is among them.
+        (N, R) bool; no ignored anchor is among them.
     """
     boxes = Boxes.cat(anchors).tensor
     hard = torch.zeros_like(labels, dtype=torch.bool)

@@ -10,7 +10,9 @@ from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 
 from ..detectors.box_loss import dense_box_loss
 from ..method.classification_loss import sigmoid_bce_all
@@ -33,27 +35,36 @@ class OHEMRetinaNet(RetinaNet):
     """
 
     @configurable
-    def __init__(self, *, hard_per_image=HARD_PER_IMAGE, hard_nms_thresh=NMS_THRESH, **kwargs):
+    def __init__(
+        self, *, hard_per_image: int = HARD_PER_IMAGE, hard_nms_thresh: float = NMS_THRESH, **kwargs
+    ):
         """
         Args:
-            hard_per_image (int): at most so many anchors of an image are trained on.
-            hard_nms_thresh (float): of the NMS by loss, on the anchors' boxes.
+            hard_per_image: at most so many anchors of an image are trained on.
+            hard_nms_thresh: of the NMS by loss, on the anchors' boxes.
             kwargs: as in Detectron2's ``RetinaNet``.
         """
         super().__init__(**kwargs)
         require_hard("model", hard_per_image, hard_nms_thresh)
         self.hard_per_image, self.hard_nms_thresh = hard_per_image, hard_nms_thresh
 
-    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
         """
         Args:
-            anchors (list[Boxes]): one for each level.
-            pred_logits, pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, K or 4).
-            gt_labels (list[Tensor]): N times (R,): -1 ignored, 0..K-1 foreground, K background.
-            gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
+            anchors: one for each level.
+            pred_logits, pred_anchor_deltas: for each level (N, Hi*Wi*A, K or 4).
+            gt_labels: N times (R,): -1 ignored, 0..K-1 foreground, K background.
+            gt_boxes: N times (R, 4), of the matched objects.
 
         Returns:
-            dict[str, Tensor]: "loss_cls" and "loss_box_reg", sums divided by the number of hard
+            "loss_cls" and "loss_box_reg", sums divided by the number of hard
             anchors of the batch, which is that of all processes. The event storage gets the number
             of foreground ones among them.
         """
@@ -98,14 +109,16 @@ class GHMRetinaNet(RetinaNet):
         super().__init__(**kwargs)
         self.ghm = GHMC(bins, momentum)
 
-    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+    def losses(
+        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
+    ) -> dict[str, Tensor]:
         """
         Args:
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes: as in
                 ``OHEMRetinaNet``.
 
         Returns:
-            dict[str, Tensor]: "loss_cls" and "loss_box_reg".
+            "loss_cls" and "loss_box_reg".
         """
         labels = torch.stack(gt_labels)
         foreground = (labels >= 0) & (labels != self.num_classes)

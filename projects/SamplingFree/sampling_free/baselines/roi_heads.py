@@ -14,6 +14,7 @@ from detectron2.layers import cat
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..detectors.roi_heads import EveryProposal, SamplingFreeFastRCNNOutputLayers, renamed
@@ -35,16 +36,16 @@ class OHEMStandardROIHeads(EveryProposal, StandardROIHeads):
     def __init__(
         self,
         *,
-        hard_per_image=HARD_PER_IMAGE,
-        hard_nms_thresh=NMS_THRESH,
+        hard_per_image: int = HARD_PER_IMAGE,
+        hard_nms_thresh: float = NMS_THRESH,
         batch_size_per_image=None,
         positive_fraction=None,
         **kwargs,
     ):
         """
         Args:
-            hard_per_image (int): at most so many proposals of an image are trained on.
-            hard_nms_thresh (float): of the NMS by loss, on the proposals' boxes.
+            hard_per_image: at most so many proposals of an image are trained on.
+            hard_nms_thresh: of the NMS by loss, on the proposals' boxes.
             kwargs: as in Detectron2's class.
         """
         super().__init__(
@@ -97,17 +98,19 @@ class OHEMStandardROIHeads(EveryProposal, StandardROIHeads):
         return hard
 
 
-def proposal_losses(predictor, predictions, proposals):
+def proposal_losses(
+    predictor, predictions: tuple[Tensor, ...], proposals: list[Instances]
+) -> Tensor:
     """The loss of each proposal, which ``FastRCNNOutputLayers.losses`` averages.
 
     Args:
         predictor (FastRCNNOutputLayers): says which box loss, its weight, and how boxes are
             encoded.
-        predictions (tuple[Tensor]): logits (R, K+1) and box deltas (R, 4) or (R, 4K).
-        proposals (list[Instances]): labelled, as ``ROIHeads`` does it.
+        predictions: logits (R, K+1) and box deltas (R, 4) or (R, 4K).
+        proposals: labelled, as ``ROIHeads`` does it.
 
     Returns:
-        Tensor: (R,), float32, cross entropy plus box loss.
+        (R,), float32, cross entropy plus box loss.
     """
     logits, deltas = predictions
     labels = cat([p.gt_classes for p in proposals])

@@ -9,7 +9,9 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 
 from ..detectors.box_loss import dense_box_loss
 from ..detectors.rpn import one_class
@@ -37,15 +39,15 @@ class OHEMRPN(EveryAnchor, RPN):
     def __init__(
         self,
         *,
-        batch_size_per_image=256,
-        hard_nms_thresh=NMS_THRESH,
+        batch_size_per_image: int = 256,
+        hard_nms_thresh: float = NMS_THRESH,
         positive_fraction=None,
         **kwargs,
     ):
         """
         Args:
-            batch_size_per_image (int): at most so many anchors of an image are trained on.
-            hard_nms_thresh (float): of the NMS by loss, on the anchors' boxes.
+            batch_size_per_image: at most so many anchors of an image are trained on.
+            hard_nms_thresh: of the NMS by loss, on the anchors' boxes.
             kwargs: as in Detectron2's ``RPN``.
         """
         super().__init__(
@@ -57,17 +59,24 @@ class OHEMRPN(EveryAnchor, RPN):
         require_hard(where, batch_size_per_image, hard_nms_thresh, "batch_size_per_image")
         self.hard_nms_thresh = hard_nms_thresh
 
-    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
         """
         Args:
-            anchors (list[Boxes]): one for each level.
-            pred_objectness_logits (list[Tensor]): for each level (N, Hi*Wi*A).
-            gt_labels (list[Tensor]): N times (R,): -1 ignored, 0 background, 1 foreground.
-            pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, 4).
-            gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
+            anchors: one for each level.
+            pred_objectness_logits: for each level (N, Hi*Wi*A).
+            gt_labels: N times (R,): -1 ignored, 0 background, 1 foreground.
+            pred_anchor_deltas: for each level (N, Hi*Wi*A, 4).
+            gt_boxes: N times (R, 4), of the matched objects.
 
         Returns:
-            dict[str, Tensor]: "loss_rpn_cls" and "loss_rpn_loc", as Detectron2's.
+            "loss_rpn_cls" and "loss_rpn_loc", as Detectron2's.
         """
         gt_labels = torch.stack(gt_labels)
         hard = hard_anchors(
@@ -119,14 +128,16 @@ class GHMRPN(EveryAnchor, RPN):
         )
         self.ghm = GHMC(bins, momentum, "model.proposal_generator")
 
-    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+    def losses(
+        self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+    ) -> dict[str, Tensor]:
         """
         Args:
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes: as in
                 ``OHEMRPN``.
 
         Returns:
-            dict[str, Tensor]: "loss_rpn_cls" and "loss_rpn_loc".
+            "loss_rpn_cls" and "loss_rpn_loc".
         """
         gt_labels = torch.stack(gt_labels)  # (N, R)
         num_images, foreground = len(gt_labels), gt_labels == 1

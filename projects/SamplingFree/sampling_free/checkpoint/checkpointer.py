@@ -19,6 +19,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from ..utils.distributed import agreed
 from ..utils.errors import BadInput
@@ -78,20 +79,20 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         allow_pickle (bool): load files that could run code, too.
     """
 
-    def __init__(self, model, save_dir="", *, allow_pickle=False, **kwargs):
+    def __init__(self, model, save_dir="", *, allow_pickle: bool = False, **kwargs):
         """
         Args:
             model, save_dir, kwargs: as in Detectron2's checkpointer.
-            allow_pickle (bool): see above; False refuses such a file.
+            allow_pickle: see above; False refuses such a file.
         """
         super().__init__(model, save_dir, **kwargs)
         self.allow_pickle = allow_pickle
 
-    def load(self, path, *args, need_all=False, **kwargs):
+    def load(self, path: str, *args, need_all: bool = False, **kwargs):
         """
         Args:
-            path (str): "" loads nothing.
-            need_all (bool): every parameter of the model must be in the checkpoint.
+            path: "" loads nothing.
+            need_all: every parameter of the model must be in the checkpoint.
             args, kwargs: as in Detectron2's checkpointer.
         """
         self._path, self._need_all = path, need_all
@@ -202,17 +203,17 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         return incompatible
 
 
-def load_trained(model, path, save_dir="", allow_pickle=False):
+def load_trained(model: nn.Module, path: str, save_dir: str = "", allow_pickle: bool = False):
     """Fills every parameter, and tells the model its prior, for inference.
 
     Detectron2's own checkpointer and ``DefaultPredictor`` fill the parameters alone; that is enough
     unless ``test_score_thresh`` is to follow from the prior.
 
     Args:
-        model (nn.Module): changed in place.
-        path (str): of a checkpoint.
-        save_dir (str): as in Detectron2's checkpointer.
-        allow_pickle (bool): as in :class:`NamingCheckpointer`.
+        model: changed in place.
+        path: of a checkpoint.
+        save_dir: as in Detectron2's checkpointer.
+        allow_pickle: as in :class:`NamingCheckpointer`.
 
     Raises:
         BadInput: if the checkpoint does not fit, could run code, or has no prior for a threshold

@@ -21,16 +21,16 @@ TORN = (
 )
 
 
-def fault_of(path):
+def fault_of(path: str) -> str | None:
     """What is wrong with a file that ``torch.save`` wrote, by its own checksums.
 
     ``torch.load`` alone takes a block of zeros for weights.
 
     Args:
-        path (str):
+        path:
 
     Returns:
-        str or None: None if it is whole.
+        None if it is whole.
     """
     if not os.path.isfile(path):
         return "no such checkpoint"
@@ -42,10 +42,10 @@ def fault_of(path):
     return f"not a readable checkpoint (checksum of {broken})" if broken else None
 
 
-def newest_whole(named):
+def newest_whole(named: str):
     """
     Args:
-        named (str): path of the checkpoint to resume from.
+        named: path of the checkpoint to resume from.
 
     Returns:
         tuple[str, str or None]: the path of a whole one, ``named`` or else the one of its folder

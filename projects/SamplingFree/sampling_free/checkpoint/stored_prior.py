@@ -18,15 +18,15 @@ class StoredPrior:
     def load_state_dict(self, state):
         self.state = dict(state)
 
-    def give(self, head, wins=False):
+    def give(self, head: PriorBias, wins: bool = False) -> bool:
         """Tells a head its prior; its bias, which the checkpoint has filled, stays.
 
         Args:
-            head (PriorBias):
-            wins (bool): even if the config has a prior.
+            head:
+            wins: even if the config has a prior.
 
         Returns:
-            bool: whether there was one.
+            Whether there was one.
 
         Raises:
             BadInput: if it is the prior of another number of classes.

@@ -21,15 +21,15 @@ SEED = 0
 DIGITS = 3  # of an AP in percent
 
 
-def evaluated(coco_gt, detections):
+def evaluated(coco_gt, detections: list[dict]) -> COCOeval | None:
     """COCO's matches of boxes at its ten overlaps, objects of all sizes.
 
     Args:
         coco_gt (COCO): ground truth.
-        detections (list[dict]): in COCO's result format.
+        detections: in COCO's result format.
 
     Returns:
-        COCOeval or None: after its ``evaluate``; None without a detection, which ``loadRes``
+        After its ``evaluate``; None without a detection, which ``loadRes``
         does not take.
     """
     if not detections:
@@ -42,28 +42,28 @@ def evaluated(coco_gt, detections):
     return evaluation
 
 
-def drawn_weights(num_images, drawings=DRAWINGS):
+def drawn_weights(num_images, drawings=DRAWINGS) -> np.ndarray:
     """How often each image is in each drawing of as many images, with replacement.
 
     Returns:
-        np.ndarray: (B, I) integers; each row adds up to I.
+        (B, I) integers; each row adds up to I.
     """
     rng = np.random.Generator(np.random.PCG64(SEED))
     return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=drawings)
 
 
-def bootstrap_ap(evaluation, weights):
+def bootstrap_ap(evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
     """AP at the ten overlaps, as COCO defines it, of each drawing.
 
     COCOeval on the drawn images gives the same, but for detections of one image with equal scores,
     which it takes in turns where the image was drawn twice.
 
     Args:
-        evaluation (COCOeval): of :func:`evaluated`.
-        weights (np.ndarray): (B, I), of :func:`drawn_weights`.
+        evaluation: of :func:`evaluated`.
+        weights: (B, I), of :func:`drawn_weights`.
 
     Returns:
-        np.ndarray: (B,) in percent; NaN for a drawing without an object.
+        (B,) in percent; NaN for a drawing without an object.
     """
     num_images = weights.shape[1]
     per_class = len(evaluation.evalImgs) // num_images
@@ -97,13 +97,13 @@ def _precisions(images, evaluation, weights):
     return np.where(totals > 0, precisions / len(evaluation.params.iouThrs), np.nan)
 
 
-def _interpolated(right, wrong, totals, recalls):
+def _interpolated(right: np.ndarray, wrong: np.ndarray, totals: np.ndarray, recalls: np.ndarray):
     """(B,) mean over the recalls of the best precision at that recall or a larger one.
 
     Args:
-        right, wrong (np.ndarray): (B, D) counts down to each detection.
-        totals (np.ndarray): (B,) objects.
-        recalls (np.ndarray): of COCO, 101.
+        right, wrong: (B, D) counts down to each detection.
+        totals: (B,) objects.
+        recalls: of COCO, 101.
     """
     precision = right / (right + wrong + np.spacing(1))
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -113,19 +113,21 @@ def _interpolated(right, wrong, totals, recalls):
     return np.array(rows)
 
 
-def paired_interval(values, reference, observed, confidence=0.95):
+def paired_interval(
+    values: np.ndarray, reference: np.ndarray, observed: float, confidence: float = 0.95
+) -> tuple[float, float]:
     """The interval of the mean difference of two variants over the drawn images.
 
     It has the percentiles of the drawn differences, moved so that these have ``observed`` for their
     mean: a drawing leaves out classes of which it has no object, so that its AP is of fewer ones.
 
     Args:
-        values, reference (np.ndarray): (S, B) APs of S seeds, of the same drawings.
-        observed (float): the mean difference on the images as they are.
-        confidence (float): in (0, 1).
+        values, reference: (S, B) APs of S seeds, of the same drawings.
+        observed: the mean difference on the images as they are.
+        confidence: in (0, 1).
 
     Returns:
-        tuple[float, float]: low and high.
+        Low and high.
     """
     difference = np.nanmean(values - reference, axis=0)
     tail = 50 * (1 - confidence)

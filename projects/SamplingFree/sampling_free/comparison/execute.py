@@ -89,7 +89,7 @@ class Workshop:
             lock.add,
         )
 
-    def record(self, planned, ended):
+    def record(self, planned, ended) -> dict:
         """Writes the record of a run that has ended.
 
         Args:
@@ -97,7 +97,7 @@ class Workshop:
             ended (Ended): of :meth:`train`.
 
         Returns:
-            dict: what was run, on what, and what came of it.
+            What was run, on what, and what came of it.
 
         Raises:
             RunFailed
@@ -159,14 +159,14 @@ class Workshop:
         return found
 
 
-def prepare(planned):
+def prepare(planned) -> bool:
     """Makes the folder of a run ready: kept if it is half done, else emptied of stale files.
 
     Args:
         planned (Planned): its folder is locked.
 
     Returns:
-        bool: whether it is half done and kept.
+        Whether it is half done and kept.
 
     Raises:
         BadInput: the folder holds something else than a run, or a finished run of something else.

@@ -22,10 +22,10 @@ class Lock:
         self.folder = folder
         self.path = os.path.join(folder, FILE_NAME)
 
-    def take(self):
+    def take(self) -> bool:
         """
         Returns:
-            bool: False if another process holds it.
+            False if another process holds it.
         """
         os.makedirs(self.folder, exist_ok=True)
         with self._one_at_a_time():

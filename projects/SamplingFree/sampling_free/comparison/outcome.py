@@ -16,17 +16,17 @@ COURSE = ("total_loss", "loss", "guide/", "monitor/")  # how the names begin
 PICTURES = os.path.join("pictures", "overview.png")
 
 
-def read_metrics(folder):
+def read_metrics(folder: str) -> list[dict]:
     """The lines of metrics.json, one for each iteration, in their order.
 
     A resumed run has written some iterations twice: the later numbers hold. A line that a killed
     process has torn is left out.
 
     Args:
-        folder (str): of a run.
+        folder: of a run.
 
     Returns:
-        list[dict]: empty without the file.
+        Empty without the file.
     """
     rows = {}
     path = os.path.join(folder, "metrics.json")
@@ -41,11 +41,11 @@ def read_metrics(folder):
     return [rows[i] for i in sorted(rows)]
 
 
-def scores(numbers):
+def scores(numbers: dict):
     """The results of an evaluation: AP, AP50, AP of each class, ... in percent.
 
     Args:
-        numbers (dict): a line of metrics.json, or an evaluation.json.
+        numbers: a line of metrics.json, or an evaluation.json.
 
     Returns:
         dict[str, float or None]: None for what is not a number, as AP of a class without objects.
@@ -61,14 +61,14 @@ def finite(value):
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def training_numbers(folder):
+def training_numbers(folder: str) -> dict:
     """What metrics.json and the other files of a training say.
 
     Args:
-        folder (str): of the run.
+        folder: of the run.
 
     Returns:
-        dict: `seconds_per_iteration`, `gpu_memory_mib` (None on a CPU), `curves`,
+        `seconds_per_iteration`, `gpu_memory_mib` (None on a CPU), `curves`,
         `counted_pos_anchors`, `course`, `score_histograms`, `pictures`; None for what is absent.
     """
     rows = read_metrics(folder)
@@ -105,14 +105,14 @@ def curves(rows):
     ]
 
 
-def course(rows):
+def course(rows: list[dict]) -> dict[str, list]:
     """Losses, guides and what the monitor measured, over the iterations.
 
     Args:
-        rows (list[dict]): of :func:`read_metrics`.
+        rows: of :func:`read_metrics`.
 
     Returns:
-        dict[str, list]: "iteration", and for each name as many numbers, None where there is none.
+        "iteration", and for each name as many numbers, None where there is none.
     """
     names = sorted({key for row in rows for key in row if key.startswith(COURSE)})
     kept = [row for row in rows if any(name in row for name in names)]
@@ -128,28 +128,22 @@ def counted_pos_anchors(folder):
     return estimate and estimate["num_foreground"] / estimate["num_images"]
 
 
-def error_line(folder):
+def error_line(folder: str) -> str | None:
     """The last line of a run's output.txt that says what was wrong; None if none does.
 
     Args:
-        folder (str): of the run.
-
-    Returns:
-        str or None
+        folder: of the run.
     """
     with open(os.path.join(folder, "output.txt"), errors="replace") as f:
         lines = [line.strip() for line in f if "rror" in line.partition(":")[0]]
     return lines[-1] if lines else None
 
 
-def without_folders(line):
+def without_folders(line: str) -> str:
     """A line with absolute paths cut down to file names: a record tells nothing of the machine.
 
     Args:
-        line (str):
-
-    Returns:
-        str
+        line:
     """
     return re.sub(r"'/[^']*/([^'/]+)'", r"'\1'", line)
 

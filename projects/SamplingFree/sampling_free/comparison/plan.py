@@ -40,16 +40,13 @@ class Planned:
     usual: tuple
 
 
-def runs_of_variants(config, words, overrides):
+def runs_of_variants(config: str, words: list[str], overrides: list[str]) -> list[Run]:
     """A run for each variant of a config, all with the test thresholds of the sampling-free one.
 
     Args:
-        config (str): file.
-        words (list[str]): "focal", or "all_samples:model.prior=0.5,model.guide=2.0".
-        overrides (list[str]): "key=value", of all.
-
-    Returns:
-        list[Run]
+        config: file.
+        words: "focal", or "all_samples:model.prior=0.5,model.guide=2.0".
+        overrides: "key=value", of all.
 
     Raises:
         BadInput: the config has no sampling-free form, or mistakes.
@@ -63,45 +60,30 @@ def runs_of_variants(config, words, overrides):
     return runs
 
 
-def runs_of_configs(configs, vary, overrides):
-    """A run for each config and each override, None for none, of ``vary``.
-
-    Returns:
-        list[Run]
-    """
+def runs_of_configs(configs, vary, overrides) -> list[Run]:
+    """A run for each config and each override, None for none, of ``vary``."""
     pairs = itertools.product(configs, vary)
     return [Run(config, None, vary, tuple(overrides)) for config, vary in pairs]
 
 
-def with_rates(runs, rates):
-    """Each run at each learning rate; None for the config's own.
-
-    Returns:
-        list[Run]
-    """
+def with_rates(runs, rates) -> list[Run]:
+    """Each run at each learning rate; None for the config's own."""
     return [replace(run, learning_rate=rate) for run in runs for rate in rates]
 
 
-def with_seeds(runs, seeds, splits=(None, None), choosing=False):
-    """Each run with each seed on these splits; ``choosing`` marks those that choose a rate.
-
-    Returns:
-        list[Run]
-    """
+def with_seeds(runs, seeds, splits=(None, None), choosing=False) -> list[Run]:
+    """Each run with each seed on these splits; ``choosing`` marks those that choose a rate."""
     changes = {"splits": tuple(splits), "choosing": choosing}
     return [replace(run, seed=seed, **changes) for run in runs for seed in seeds]
 
 
-def plan(runs, folder, pictures=PICTURES):
+def plan(runs: list[Run], folder: str, pictures: int = PICTURES) -> list[Planned]:
     """Reads the config of each run.
 
     Args:
-        runs (list[Run]):
-        folder (str): the runs get folders in it.
-        pictures (int): of a run that is watched.
-
-    Returns:
-        list[Planned]
+        runs:
+        folder: the runs get folders in it.
+        pictures: of a run that is watched.
 
     Raises:
         BadInput: an unknown variant, a misspelt key, two runs of one name.

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 from detectron2.evaluation import COCOEvaluator
+from omegaconf import DictConfig
 
 from ..data.datasets import load_dataset
 from ..engine.trainer import LazyTrainer
@@ -37,13 +38,13 @@ def interpolated(matches):
     return {"recall": RECALLS.round(2).tolist(), "precision": precision.round(DIGITS).tolist()}
 
 
-def curves_of_classes(by_class):
+def curves_of_classes(by_class) -> dict[str, dict]:
     """
     Args:
         by_class (dict[str, Matches]):
 
     Returns:
-        dict[str, dict]: of :func:`interpolated`, for "all" and for each class that has objects.
+        Of :func:`interpolated`, for "all" and for each class that has objects.
     """
     curves = {"all": interpolated(all_classes(by_class))}
     curves.update({name: interpolated(matches) for name, matches in by_class.items()})
@@ -59,14 +60,14 @@ class Detections:
     def __init__(self):
         self._evaluators = {}
 
-    def precision_recall(self, cfg, folder):
+    def precision_recall(self, cfg: DictConfig, folder: str) -> dict[str, dict] | None:
         """
         Args:
-            cfg (DictConfig): of the run.
-            folder (str): of the run; inference/coco_instances_results.json is its detections.
+            cfg: of the run.
+            folder: of the run; inference/coco_instances_results.json is its detections.
 
         Returns:
-            dict[str, dict] or None: of :func:`curves_of_classes`; None where the run has kept no
+            Of :func:`curves_of_classes`; None where the run has kept no
             detections or its evaluator is not Detectron2's COCOEvaluator.
         """
         path = detections_file(folder)

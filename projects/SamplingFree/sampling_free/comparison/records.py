@@ -30,11 +30,11 @@ class Records:
             return {**respelt(record, planned.identity), "folder": planned.folder}
         return None
 
-    def write(self, records, summary=None):
+    def write(self, records: list[dict], summary=None):
         """Puts each record into its file.
 
         Args:
-            records (list[dict]): of runs that are done, with their "folder".
+            records: of runs that are done, with their "folder".
             summary: not kept; it follows from the records.
 
         Raises:
@@ -58,14 +58,14 @@ class Records:
         return os.path.join(self.folder, f"{name}.json")
 
 
-def read_records(folder):
+def read_records(folder: str) -> list[dict]:
     """All records in a folder.
 
     Args:
-        folder (str):
+        folder:
 
     Returns:
-        list[dict]: in the order of their file names.
+        In the order of their file names.
 
     Raises:
         BadInput: a file is none, or the folder is absent.

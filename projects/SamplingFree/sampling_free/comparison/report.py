@@ -34,16 +34,16 @@ FACTS = {
 SOFTWARE = {"torch": "PyTorch", "torchvision": "torchvision", "detectron2": "Detectron2"}
 
 
-def write_report(path, runs, folder=None):
+def write_report(path: str, runs: list[dict], folder: str | None = None):
     """Writes the page of a comparison: the table, curves, histograms and example pictures.
 
     What a record lacks is named on the page.
 
     Args:
-        path (str): of the HTML file; its folder is made.
-        runs (list[dict]): records of runs in the order of the plan; those with "choosing", which
+        path: of the HTML file; its folder is made.
+        runs: records of runs in the order of the plan; those with "choosing", which
             only chose a learning rate, are left out.
-        folder (str or None): of the comparison; a run's pictures are also looked for there, as
+        folder: of the comparison; a run's pictures are also looked for there, as
             records may come from another machine.
 
     Raises:

@@ -25,16 +25,16 @@ class Curve(NamedTuple):
     diverged: bool = False
 
 
-def course(run, key):
+def course(run: dict, key: str) -> Curve | None:
     """The course of one number while a run trained.
 
     Args:
-        run (dict): a record; its "course" holds "iteration" and equally long lists.
-        key (str): of the course. Values that a logarithmic axis does not have are left out: None,
+        run: a record; its "course" holds "iteration" and equally long lists.
+        key: of the course. Values that a logarithmic axis does not have are left out: None,
             those that are not finite, and those that are not above 0.
 
     Returns:
-        Curve or None: at most MAX_POINTS points, each the median of its neighbours where there
+        At most MAX_POINTS points, each the median of its neighbours where there
         are more; None where the run has no value.
     """
     logged = run.get("course") or {}
@@ -47,15 +47,15 @@ def course(run, key):
     return Curve(x, y, bool(run.get("failed")))
 
 
-def precision_recall(run, name):
+def precision_recall(run: dict, name: str) -> Curve | None:
     """The precision of one class at RECALL; beyond the recall that the run reaches it is 0.
 
     Args:
-        run (dict): a record.
-        name (str): of a class, or "all".
+        run: a record.
+        name: of a class, or "all".
 
     Returns:
-        Curve or None: None where the run has no such curve.
+        None where the run has no such curve.
     """
     curve = (run.get("precision_recall") or {}).get(name) or {}
     points = sorted(zip(curve.get("recall") or [], curve.get("precision") or []))
@@ -64,16 +64,13 @@ def precision_recall(run, name):
     return Curve(RECALL, np.interp(RECALL, *zip(*points), right=0.0))
 
 
-def mean(curves):
+def mean(curves: list[Curve]) -> Curve:
     """The mean of several curves at each x that one of them has.
 
     Diverged runs count only where there are no others, as they would hide the others.
 
     Args:
-        curves (list[Curve]): at least one.
-
-    Returns:
-        Curve
+        curves: at least one.
     """
     curves = [c for c in curves if not c.diverged] or curves
     values = {}
@@ -84,15 +81,15 @@ def mean(curves):
     return Curve(*np.array(means).T)
 
 
-def histogram(runs, term):
+def histogram(runs: list[dict], term: str) -> dict | None:
     """The mean counts of the runs of a variant.
 
     Args:
-        runs (list[dict]): S records.
-        term (str): classification loss, as the records' "score_histograms" name it.
+        runs: S records.
+        term: classification loss, as the records' "score_histograms" name it.
 
     Returns:
-        dict or None: "edges" (B + 1,), log10 of the score; "foreground" and "background" (B,).
+        "edges" (B + 1,), log10 of the score; "foreground" and "background" (B,).
         Runs with other edges than the first are left out. None where no run has a histogram.
     """
     keys = ("edges", "foreground", "background")

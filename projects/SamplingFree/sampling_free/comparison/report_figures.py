@@ -66,16 +66,16 @@ def _axes(height=2.5, **labels):
     return figure, axes
 
 
-def limits(lines):
+def limits(lines: list[Line]) -> tuple[float, float] | None:
     """From the smallest to the largest value of several lines, with room.
 
     Diverged runs count only where there are no others.
 
     Args:
-        lines (list[Line]): of values above 0.
+        lines: of values above 0.
 
     Returns:
-        tuple[float, float] or None: None without a line.
+        None without a line.
     """
     curves = [curve for line in lines for curve in line.curves]
     curves = [curve for curve in curves if not curve.diverged] or curves
@@ -84,18 +84,15 @@ def limits(lines):
     return min(c.y.min() for c in curves) / 1.3, max(c.y.max() for c in curves) * 1.3
 
 
-def courses(lines, ylabel, ylim):
+def courses(lines: list[Line], ylabel: str, ylim: tuple[float, float]) -> Figure:
     """Lines over the iterations on a logarithmic axis: bold the mean, faint each seed.
 
     A cross ends the line of a run that diverged, at the edge where it has left the axes.
 
     Args:
-        lines (list[Line]): of values above 0.
-        ylabel (str):
-        ylim (tuple[float, float]): the same for figures that are to be compared.
-
-    Returns:
-        Figure
+        lines: of values above 0.
+        ylabel:
+        ylim: the same for figures that are to be compared.
     """
     figure, axes = _axes(xlabel="iteration", ylabel=ylabel)
     axes.set(yscale="log", ylim=ylim)
@@ -123,16 +120,13 @@ def precision_recall(lines):
     return figure
 
 
-def score_histogram(histogram, color, ylim):
+def score_histogram(histogram: dict, color: str, ylim: tuple[float, float]) -> Figure:
     """Foreground (filled, in colour) and background (grey) over the score, both axes logarithmic.
 
     Args:
-        histogram (dict): of :func:`report_curves.histogram`.
-        color (str): of the variant.
-        ylim (tuple[float, float]): samples of a bin.
-
-    Returns:
-        Figure
+        histogram: of :func:`report_curves.histogram`.
+        color: of the variant.
+        ylim: samples of a bin.
     """
     edges = 10.0 ** histogram["edges"]
     figure, axes = _axes(xlabel="score", ylabel="samples", xscale="log", yscale="log", ylim=ylim)
@@ -145,15 +139,12 @@ def score_histogram(histogram, color, ylim):
     return figure
 
 
-def scores_of_seeds(rows, xlabel):
+def scores_of_seeds(rows: list[tuple], xlabel: str) -> Figure:
     """A dot for each seed and a bar for the mean, one variant below the other.
 
     Args:
-        rows (list[tuple]): name, colour, values, and values at the default threshold (hollow).
-        xlabel (str): with the unit.
-
-    Returns:
-        Figure
+        rows: name, colour, values, and values at the default threshold (hollow).
+        xlabel: with the unit.
     """
     figure, axes = _axes(0.7 + 0.45 * len(rows), xlabel=xlabel)
     for y, (name, color, values, at_default) in enumerate(rows):

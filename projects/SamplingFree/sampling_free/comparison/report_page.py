@@ -113,12 +113,12 @@ def grid(figures):
     )
 
 
-def picture(caption, path):
+def picture(caption: str, path: str):
     """str: a picture as wide as the page, which scrolls by itself on a phone.
 
     Args:
-        caption (str):
-        path (str): of an image file.
+        caption:
+        path: of an image file.
 
     Raises:
         OSError: it is absent or torn.

@@ -34,16 +34,16 @@ class Variant(NamedTuple):
         return figures.Line(curves, self.color, self.dash) if curves else None
 
 
-def section(title, text, body, absent):
+def section(title: str, text: str, body: list[str], absent: list[str]) -> list[str]:
     """A heading, one plain sentence or two, what is missing, and the figures.
 
     Args:
-        title, text (str): text is what is seen, and what would be good.
-        body (list[str]): HTML; where it is empty only the heading and what is missing are left.
-        absent (list[str]): of :func:`without`.
+        title, text: text is what is seen, and what would be good.
+        body: HTML; where it is empty only the heading and what is missing are left.
+        absent: of :func:`without`.
 
     Returns:
-        list[str]: HTML.
+        HTML.
     """
     text = [page.paragraph(text)] if body else []
     return [page.heading(title), *text, *absent, *body]

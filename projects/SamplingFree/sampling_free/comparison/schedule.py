@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from tqdm import tqdm
@@ -27,18 +28,18 @@ class SideBySide:
         self.records, self.failures = {}, {}
         self._told = set()
 
-    def run(self, plan, title, after=lambda: None):
+    def run(self, plan, title: str, after: Callable = lambda: None) -> list[dict]:
         """Does what is not done.
 
         A run that another comparison is doing at the moment is waited for.
 
         Args:
             plan (list[Planned]):
-            title (str): of the progress bar.
-            after (callable): called after each run that was done now; its BadInput is a warning.
+            title: of the progress bar.
+            after: called after each run that was done now; its BadInput is a warning.
 
         Returns:
-            list[dict]: the records of the runs that are done, in the order of the plan.
+            The records of the runs that are done, in the order of the plan.
         """
         waiting, running = deque(plan), {}
         pool = ThreadPoolExecutor(self.workshop.jobs)

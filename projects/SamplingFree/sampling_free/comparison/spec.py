@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -74,28 +75,28 @@ class Run:
                 changes += [f"{node}.split={split}", f"{node}.name=compare_{split}"]
         return changes
 
-    def arguments(self, extra=()):
+    def arguments(self, extra: Sequence[str] = ()):
         """list[str]: those of train_net.py.
 
         Args:
-            extra (list[str]): "key=value", behind the others.
+            extra: "key=value", behind the others.
         """
         variant = ["--variant", self.variant] if self.variant else []
         return ["--config-file", self.config, *variant, *self.changes(), *extra]
 
-    def folder(self, digest):
+    def folder(self, digest: str):
         """str: the name of its folder; runs of other settings have others.
 
         Args:
-            digest (str): of :func:`config_digest`.
+            digest: of :func:`config_digest`.
         """
         return f"{self.name}_{digest[:6]}"
 
-    def identity(self, digest):
+    def identity(self, digest: str):
         """dict: what a record says of what was run, for :func:`is_record_of`.
 
         Args:
-            digest (str): of :func:`config_digest`.
+            digest: of :func:`config_digest`.
         """
         return {
             "config": self.config,
@@ -110,14 +111,11 @@ class Run:
         }
 
 
-def split_overrides(text):
+def split_overrides(text: str | None) -> list[str]:
     """The overrides in "a=1,b=[1,2]": a comma ends one if another key follows.
 
     Args:
-        text (str or None):
-
-    Returns:
-        list[str]
+        text:
     """
     return re.split(r",(?=[\w.+~]+=)", text) if text else []
 
@@ -131,14 +129,14 @@ def slug(text):
     return safe if safe == plain else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def is_record_of(record, identity):
+def is_record_of(record: dict, identity: dict):
     """Whether a record is of this run.
 
     One of before has no digest: then the config's path and all overrides must be the same.
 
     Args:
-        record (dict):
-        identity (dict): of :meth:`Run.identity`.
+        record:
+        identity: of :meth:`Run.identity`.
     """
     if "digest" in record:
         return is_same_run(record, identity)
@@ -146,13 +144,13 @@ def is_record_of(record, identity):
     return all(known.get(key) == value for key, value in identity.items())
 
 
-def is_same_run(record, other):
+def is_same_run(record: dict, other: dict):
     """Whether two records are of one run, wherever its config lay and however it was overridden.
 
     Without a variant the config's file has to be called the same, as the rows are called after it.
 
     Args:
-        record, other (dict): the first with a digest.
+        record, other: the first with a digest.
     """
     is_same = all(record.get(key) == other.get(key) for key in SAME)
     return is_same and bool(record.get("variant") or _file(record) == _file(other))
@@ -163,14 +161,14 @@ def respelt(record, identity):
     return {**record, **{key: identity[key] for key in SPELLING if key in record}}
 
 
-def config_digest(cfg):
+def config_digest(cfg: DictConfig) -> str:
     """A short digest of a resolved config, the same on every machine.
 
     Args:
-        cfg (DictConfig): whole; its output folder does not count, nor what is as in YOUNGER.
+        cfg: whole; its output folder does not count, nor what is as in YOUNGER.
 
     Returns:
-        str: 12 hexadecimal digits.
+        12 hexadecimal digits.
     """
     cfg = cfg.copy()
     cfg.train.output_dir = ""

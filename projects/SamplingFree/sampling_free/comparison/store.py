@@ -22,14 +22,14 @@ def read_json(path):
         return None
 
 
-def result_of(planned):
+def result_of(planned) -> dict | None:
     """The record of a run that is done.
 
     Args:
         planned (Planned):
 
     Returns:
-        dict or None: None if it is absent, torn, unfinished or of another run.
+        None if it is absent, torn, unfinished or of another run.
     """
     record = _finished(planned.folder)
     if record and is_record_of(record, planned.identity):
@@ -51,11 +51,11 @@ def has_begun(planned):
     return isinstance(begun, dict) and is_record_of(begun, planned.identity)
 
 
-def why_repeated(planned):
+def why_repeated(planned) -> str | None:
     """What is wrong with the folder of a run that is not done, in words.
 
     Returns:
-        str or None: None if nothing has been there.
+        None if nothing has been there.
     """
     path = os.path.join(planned.folder, RESULT)
     if os.path.exists(path):
@@ -103,12 +103,12 @@ class Output:
         records = (r for r in self._content()[0] if is_record_of(r, planned.identity))
         return next((respelt(r, planned.identity) for r in records), None)
 
-    def write(self, records, summary=None):
+    def write(self, records: list[dict], summary: list[dict] | None = None):
         """Puts records into the file; nothing is written if nothing is new.
 
         Args:
-            records (list[dict]): of the runs that are done.
-            summary (list[dict] or None): its rows; None for the ones in the file.
+            records: of the runs that are done.
+            summary: its rows; None for the ones in the file.
 
         Raises:
             BadInput: it cannot be written, as on a full disk.

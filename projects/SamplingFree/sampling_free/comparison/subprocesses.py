@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import NamedTuple, Optional
 
 
@@ -33,17 +34,16 @@ class Processes:
         self._pids = set()
         self._stopped = False
 
-    def call(self, command, output, environment, begun=lambda pid: None):
+    def call(
+        self, command: list[str], output: str, environment: dict, begun: Callable = lambda pid: None
+    ) -> Ended:
         """Runs a command to its end.
 
         Args:
-            command (list[str]):
-            output (str): file that gets what it says; written anew.
-            environment (dict): variables.
-            begun (callable): called with the process' id.
-
-        Returns:
-            Ended
+            command:
+            output: file that gets what it says; written anew.
+            environment: variables.
+            begun: called with the process' id.
 
         Raises:
             Stopped: after :meth:`stop`.

@@ -23,43 +23,40 @@ TASKS = ("bbox/", "segm/")
 GROUP = ("config", "variant", "override", "learning_rate", "train_split", "test_split")
 
 
-def label(run):
+def label(run: dict) -> str:
     """What the variant of a run is called: "focal", "all_samples:model.prior=0.5", "retinanet".
 
     Args:
-        run (dict): a record; without a variant its config file gives the name.
-
-    Returns:
-        str
+        run: a record; without a variant its config file gives the name.
     """
     name = run.get("variant") or os.path.splitext(os.path.basename(run.get("config") or "run"))[0]
     return f"{name}:{run['override']}" if run.get("override") else name
 
 
-def of_best_ap(records):
+def of_best_ap(records: list[dict]) -> dict | None:
     """The record of largest "bbox/AP", of equal ones the first.
 
     Args:
-        records (list[dict]): of runs that tried learning rates.
+        records: of runs that tried learning rates.
 
     Returns:
-        dict or None: None where no run led to an AP.
+        None where no run led to an AP.
     """
     found = [r for r in records if r.get("bbox/AP") is not None]
     return max(found, key=lambda r: r["bbox/AP"], default=None)
 
 
-def summarise(runs, confidence=0.95):
+def summarise(runs: list[dict], confidence: float = 0.95) -> list[dict]:
     """A row for each variant (and learning rate), and one for it at its default threshold.
 
     Args:
-        runs (list[dict]): records in the order of the plan; the first one's variant is the
+        runs: records in the order of the plan; the first one's variant is the
             reference, of other rates the first one's at the same rate where there is one.
             Those with "choosing", which only chose a learning rate, are left out.
-        confidence (float): of the intervals, in (0, 1).
+        confidence: of the intervals, in (0, 1).
 
     Returns:
-        list[dict]: with the keys
+        With the keys
 
         * `name`: :func:`label`, with the rate where there are several; and the keys of `GROUP`.
         * `at_default_threshold` (bool), `test_score_thresh` (number, or a list for several heads).
@@ -105,14 +102,14 @@ def show(thresh):
     return ", ".join(f"{x:g}" if isinstance(x, (int, float)) else str(x) for x in values)
 
 
-def spread(values):
+def spread(values: list[float]) -> dict:
     """Mean, standard deviation of the sample, smallest and largest.
 
     Args:
-        values (list[float]): not empty.
+        values: not empty.
 
     Returns:
-        dict: `std` is None for one value.
+        `std` is None for one value.
     """
     return {
         "mean": statistics.fmean(values),
@@ -122,15 +119,17 @@ def spread(values):
     }
 
 
-def paired_difference(values, reference, confidence=0.95):
+def paired_difference(
+    values: list[float], reference: list[float], confidence: float = 0.95
+) -> dict:
     """The mean of the differences of pairs, with its confidence interval by Student's t.
 
     Args:
-        values, reference (list[float]): of the same seeds in the same order; not empty.
-        confidence (float): in (0, 1).
+        values, reference: of the same seeds in the same order; not empty.
+        confidence: in (0, 1).
 
     Returns:
-        dict: `mean`, `low`, `high`, `values` (the differences). One pair has no interval: None.
+        `mean`, `low`, `high`, `values` (the differences). One pair has no interval: None.
 
     Raises:
         BadInput: SciPy is missing.
@@ -144,14 +143,14 @@ def paired_difference(values, reference, confidence=0.95):
     return {"mean": mean, "low": low, "high": high, "values": differences}
 
 
-def verdict(difference):
+def verdict(difference: dict | None) -> str:
     """Whether a difference is more than chance, of the seeds and of the images.
 
     Args:
-        difference (dict or None): of "bbox/AP" in a row's `differences`.
+        difference: of "bbox/AP" in a row's `differences`.
 
     Returns:
-        str: "better" or "worse" where both intervals leave out zero on that side; else "open".
+        "better" or "worse" where both intervals leave out zero on that side; else "open".
     """
     difference = difference or {}
     ends = [difference.get(key) for key in ("low", "high", "image_low", "image_high")]

@@ -6,7 +6,7 @@ MAIN = {"bbox/AP": "AP", "bbox/AP50": "AP50"}
 MASKS = {"segm/AP": "mask AP", "segm/AP50": "mask AP50"}
 
 
-def summary_table(rows):
+def summary_table(rows: list[dict]):
     """A line for each row of :func:`~.summary.summarise`.
 
     AP, its difference to the first variant and AP50 with what they spread over the seeds; that
@@ -16,7 +16,7 @@ def summary_table(rows):
     What no row has is no column.
 
     Args:
-        rows (list[dict]):
+        rows:
 
     Returns:
         tuple[list[str], list[list[str]]]: the head, and the cells of each row.
@@ -47,15 +47,12 @@ def summary_table(rows):
     return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
 
 
-def markdown(head, cells):
+def markdown(head: list[str], cells: list[list[str]]) -> str:
     """The table in Markdown; a | in a name, as of a class, ends no cell.
 
     Args:
-        head (list[str]):
-        cells (list[list[str]]):
-
-    Returns:
-        str
+        head:
+        cells:
     """
     head, *cells = [[cell.replace("|", r"\|") for cell in row] for row in [head, *cells]]
     return tabulate(cells, head, tablefmt="github", disable_numparse=True)

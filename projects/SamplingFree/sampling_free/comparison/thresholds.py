@@ -5,7 +5,7 @@ sampling-free one, and the baselines at their usual one too, in a row of its own
 """
 
 from detectron2.modeling.meta_arch.fcos import FCOS
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..config.yaml_model import POINTS
 from ..detectors.atss import ATSS
@@ -17,11 +17,11 @@ USUAL = 0.05
 USUAL_FCOS = 0.2  # Detectron2's FCOS; of sqrt(class score * centerness)
 
 
-def score_thresholds(cfg):
+def score_thresholds(cfg: DictConfig):
     """The test score thresholds by the key with which an override sets them.
 
     Args:
-        cfg (DictConfig): of :func:`~sampling_free.config.load.load_config`.
+        cfg: of :func:`~sampling_free.config.load.load_config`.
 
     Returns:
         dict[str, float or str]: one entry; of a cascade one for each stage; none for a proposal
@@ -41,14 +41,14 @@ def score_thresholds(cfg):
     return {f"{where}.{i}.test_score_thresh": _value(node) for i, node in enumerate(nodes)}
 
 
-def shared_settings(cfg):
+def shared_settings(cfg: DictConfig) -> tuple[str, ...]:
     """The overrides that give another variant the test thresholds of this config.
 
     Args:
-        cfg (DictConfig): the sampling-free one.
+        cfg: the sampling-free one.
 
     Returns:
-        tuple[str]: "key=value"
+        "key=value"
 
     Raises:
         BadInput: a threshold follows from the prior, which the baselines do not have.
@@ -63,14 +63,14 @@ def shared_settings(cfg):
     return tuple(f"{key}={value}" for key, value in found.items())
 
 
-def usual_settings(cfg):
+def usual_settings(cfg: DictConfig) -> tuple[str, ...]:
     """The overrides for the threshold at which a baseline is usually tested.
 
     Args:
-        cfg (DictConfig): the baseline's.
+        cfg: the baseline's.
 
     Returns:
-        tuple[str]: "key=value"; empty where the config has it already.
+        "key=value"; empty where the config has it already.
     """
     found = score_thresholds(cfg)
     target = None if "cfg" in cfg.model else target_of(cfg.model)

@@ -30,7 +30,7 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoint.pickles import NotPlain, require_plain
 from ..data.loader import build_replayable_train_loader
@@ -115,14 +115,14 @@ def read_cfg_node(path):
     return cfg
 
 
-def lazy_from_cfg_node(cfg):
+def lazy_from_cfg_node(cfg: CfgNode) -> DictConfig:
     """The LazyConfig that trains what a CfgNode describes.
 
     Args:
-        cfg (CfgNode): kept whole as ``cfg``; the other nodes refer to it.
+        cfg: kept whole as ``cfg``; the other nodes refer to it.
 
     Returns:
-        DictConfig: with the nodes of a LazyConfig.
+        With the nodes of a LazyConfig.
     """
     workers, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
     if workers < 0 or workers and images % workers:
@@ -203,14 +203,11 @@ def lazy_from_cfg_node(cfg):
     )
 
 
-def cfg_node(cfg):
+def cfg_node(cfg: DictConfig) -> CfgNode:
     """The CfgNode again.
 
     Args:
-        cfg (DictConfig): the key ``cfg`` of :func:`lazy_from_cfg_node`.
-
-    Returns:
-        CfgNode
+        cfg: the key ``cfg`` of :func:`lazy_from_cfg_node`.
     """
     node = get_cfg()
     add_sampling_free_config(node)

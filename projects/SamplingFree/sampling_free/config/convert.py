@@ -38,10 +38,7 @@ VARIANTS = {
 }
 
 
-Config = DictConfig | CfgNode
-
-
-def convert(cfg: Config, quiet: bool = False) -> Config:
+def convert(cfg: DictConfig | CfgNode, quiet: bool = False) -> DictConfig | CfgNode:
     """Makes the config of a RetinaNet, an FCOS, an ATSS, a PAA or an R-CNN sampling-free.
 
     Args:
@@ -57,7 +54,7 @@ def convert(cfg: Config, quiet: bool = False) -> Config:
     return as_variant(cfg, "sampling_free", quiet)
 
 
-def as_variant(cfg: Config, name: str, quiet: bool = False) -> Config:
+def as_variant(cfg: DictConfig | CfgNode, name: str, quiet: bool = False) -> DictConfig | CfgNode:
     """Makes a variant of a config.
 
     Args:

@@ -71,12 +71,12 @@ def dense_variants(stock):
     return ["sampling_free", "all_samples", "focal", *ours]
 
 
-def rcnn_variants(has_rpn, roi_heads):
+def rcnn_variants(has_rpn: bool, roi_heads: type | None):
     """list[str]: names of the variants of an R-CNN.
 
     Args:
-        has_rpn (bool): or else proposals are precomputed.
-        roi_heads (type or None): of Detectron2; None for an RPN alone.
+        has_rpn: or else proposals are precomputed.
+        roi_heads: of Detectron2; None for an RPN alone.
     """
     ours = ["ohem"] * (roi_heads is None or roi_heads in OHEM) + ["ghm"] * has_rpn
     return ["sampling_free", "all_samples", "sampled", *ours]

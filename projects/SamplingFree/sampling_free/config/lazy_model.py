@@ -49,12 +49,12 @@ RPN_SAMPLES = {"batch_size_per_image": 256, "positive_fraction": 0.5}
 ROI_SAMPLES = {"batch_size_per_image": 512, "positive_fraction": 0.25}
 
 
-def vary_model(node, name, changes):
+def vary_model(node: DictConfig, name: str, changes: list[str]):
     """
     Args:
-        node (DictConfig): the model node, or that of an RPN or of RoI heads; changed in place.
-        name (str): of the variant.
-        changes (list[str]): gets a line for each change.
+        node: the model node, or that of an RPN or of RoI heads; changed in place.
+        name: of the variant.
+        changes: gets a line for each change.
 
     Raises:
         BadInput: if the variant does not apply; names the first thing that is not known.
@@ -169,11 +169,11 @@ class CallNode:
             )
 
 
-def convert_model(node, changes):
+def convert_model(node: DictConfig, changes: list[str]):
     """
     Args:
-        node (DictConfig): the model node; changed in place.
-        changes (list[str]): gets a line for each change.
+        node: the model node; changed in place.
+        changes: gets a line for each change.
 
     Raises:
         BadInput: names the first thing that cannot be converted.

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import os
 import re
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, LazyConfig
@@ -54,20 +55,25 @@ WORDS = {
 SET_BY_VARIANTS = ("SCORE_THRESH_TEST", "SAMPLING_FREE.GUIDE")
 
 
-def load_config(path, overrides=(), sampling_free=False, variant=None):
+def load_config(
+    path: str,
+    overrides: Sequence[str] = (),
+    sampling_free: bool = False,
+    variant: str | None = None,
+) -> DictConfig:
     """Reads a config, adds what `train` lacks, applies overrides and checks every key.
 
     Args:
-        path (str): a LazyConfig file (.py, or .yaml as saved by a run), a YAML config of
+        path: a LazyConfig file (.py, or .yaml as saved by a run), a YAML config of
             Detectron2, or the name of a config of its model zoo.
-        overrides (list[str]): "key=value" in Hydra's grammar; for a YAML config of Detectron2
+        overrides: "key=value" in Hydra's grammar; for a YAML config of Detectron2
             also pairs "KEY", "VALUE".
-        sampling_free (bool): short for ``variant="sampling_free"``.
-        variant (str or None): a name of variants.py to turn it into; a LazyConfig before the
+        sampling_free: short for ``variant="sampling_free"``.
+        variant: a name of variants.py to turn it into; a LazyConfig before the
             overrides, a YAML config after.
 
     Returns:
-        DictConfig: a YAML config of Detectron2 as a LazyConfig.
+        A YAML config of Detectron2 as a LazyConfig.
 
     Raises:
         BadInput: for a missing or broken file, for an unknown variant and for an unknown key;

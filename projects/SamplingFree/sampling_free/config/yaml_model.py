@@ -1,6 +1,6 @@
 """The variants of a CfgNode; see convert.py."""
 
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
@@ -46,15 +46,15 @@ POINTS = {
 }
 
 
-def vary_cfg_node(cfg, name, changes):
+def vary_cfg_node(cfg: CfgNode, name: str, changes: list[str]) -> CfgNode:
     """
     Args:
-        cfg (CfgNode): left as it is.
-        name (str): of the variant.
-        changes (list[str]): gets a line for each change.
+        cfg: left as it is.
+        name: of the variant.
+        changes: gets a line for each change.
 
     Returns:
-        CfgNode: frozen if ``cfg`` is.
+        Frozen if ``cfg`` is.
 
     Raises:
         BadInput: if the variant does not apply; names the first thing that is not known.
@@ -76,14 +76,14 @@ def vary_cfg_node(cfg, name, changes):
     return nodes.cfg
 
 
-def convert_cfg_node(cfg, changes):
+def convert_cfg_node(cfg: CfgNode, changes: list[str]) -> CfgNode:
     """
     Args:
-        cfg (CfgNode): left as it is.
-        changes (list[str]): gets a line for each change.
+        cfg: left as it is.
+        changes: gets a line for each change.
 
     Returns:
-        CfgNode: frozen if ``cfg`` is.
+        Frozen if ``cfg`` is.
 
     Raises:
         BadInput: names the first thing that cannot be converted.

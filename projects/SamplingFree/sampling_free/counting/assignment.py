@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
 
 from ..detectors.atss import ATSS
 from ..detectors.bias import PriorBias
@@ -19,16 +21,13 @@ from ..detectors.rpn import SamplingFreeRPN, one_class
 from ..utils.errors import BadInput
 
 
-def assignment_of(model):
+def assignment_of(model: nn.Module) -> "Assignment":
     """The assignment of a RetinaNet, an FCOS, an ATSS, a PAA, or the RPN of an R-CNN.
 
     PAA's depends on the network; ATSS' stands for it, see detectors/paa.py.
 
     Args:
-        model (nn.Module): the whole detector, with its backbone.
-
-    Returns:
-        Assignment
+        model: the whole detector, with its backbone.
 
     Raises:
         BadInput: for another detector.
@@ -73,14 +72,14 @@ class Assignment:
         self.num_classes = getattr(head, "num_classes", 1)
 
     @torch.no_grad()
-    def labels_and_boxes(self, levels, instances):
+    def labels_and_boxes(self, levels: list[Boxes], instances: Instances) -> tuple[Tensor, Tensor]:
         """
         Args:
-            levels (list[Boxes]): anchors of each level.
-            instances (Instances): ground truth of one image.
+            levels: anchors of each level.
+            instances: ground truth of one image.
 
         Returns:
-            tuple[Tensor, Tensor]: (R,) -1 ignored, 0..K-1 foreground of that class, K background;
+            (R,) -1 ignored, 0..K-1 foreground of that class, K background;
             and (R, 4), the box of each foreground anchor's object.
         """
         labels, boxes = self.head.label_anchors(levels, [instances.to(self.device)])

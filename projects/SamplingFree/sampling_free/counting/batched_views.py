@@ -7,6 +7,7 @@ What ``DatasetMapper`` makes of an image's size and annotations, bit by bit; no 
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import detectron2.data.transforms as T
@@ -49,13 +50,13 @@ class Records(NamedTuple):
         )
 
 
-def read_records(dataset_dicts):
+def read_records(dataset_dicts: list[dict]) -> Records | None:
     """
     Args:
-        dataset_dicts (list[dict]): in Detectron2's format.
+        dataset_dicts: in Detectron2's format.
 
     Returns:
-        Records or None: None if a box is no list or tuple of four Python numbers, XYXY or XYWH.
+        None if a box is no list or tuple of four Python numbers, XYXY or XYWH.
 
     Raises:
         BadInput: if a dict has no size.
@@ -136,14 +137,14 @@ class Nothing(NamedTuple):
         return sizes, boxes
 
 
-def recipes(augmentations):
+def recipes(augmentations) -> list[tuple[list[Callable], float]]:
     """All outcomes of augmentations that are exact, which are the same for every image.
 
     Args:
         augmentations (list[ResizeShortestEdge or RandomFlip]):
 
     Returns:
-        list[tuple[list[callable], float]]: the steps, and their probability as in ``View``.
+        The steps, and their probability as in ``View``.
     """
     options = [[(_step(a, x), p) for x, p in choices(a)] for a in augmentations]
     return [
@@ -160,14 +161,14 @@ def _step(augmentation, choice):
     return Resize(choice, augmentation.max_size)
 
 
-def apply(steps, records):
+def apply(steps: list[Callable], records: Records) -> tuple:
     """
     Args:
-        steps (list[callable]): of :func:`recipes`.
-        records (Records): N images, G objects.
+        steps: of :func:`recipes`.
+        records: N images, G objects.
 
     Returns:
-        tuple: sizes (N, 2) int64; boxes (G', 4) float32 XYXY, cut to the image, without those that
+        Sizes (N, 2) int64; boxes (G', 4) float32 XYXY, cut to the image, without those that
         have become empty; classes (G',) int64; starts (N + 1,).
     """
     sizes, boxes = records.sizes, records.boxes.T

@@ -17,6 +17,8 @@ import logging
 import numpy as np
 import torch
 from detectron2.data import DatasetMapper
+from detectron2.structures import Instances
+from torch import nn
 from tqdm import tqdm
 
 from ..utils.errors import BadInput
@@ -35,23 +37,27 @@ NUM_PASSES = 3  # over the images, where augmentations are drawn
 
 
 def count_anchors(
-    model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0, progress=True, num_workers=0
-):
+    model: nn.Module,
+    dataset_dicts: list[dict],
+    mapper: DatasetMapper,
+    *,
+    num_passes: int = NUM_PASSES,
+    seed: int = 0,
+    progress: bool = True,
+    num_workers: int = 0,
+) -> AnchorCounts:
     """Counts the labels that a detector gives to its anchors over a whole training set.
 
     Args:
-        model (nn.Module): stock or sampling-free, see :func:`assignment_of`.
-        dataset_dicts (list[dict]): in Detectron2's format, with "height" and "width".
-        mapper (DatasetMapper): the training mapper; its augmentations and its own way to
+        model: stock or sampling-free, see :func:`assignment_of`.
+        dataset_dicts: in Detectron2's format, with "height" and "width".
+        mapper: the training mapper; its augmentations and its own way to
             transform annotations are used.
-        num_passes (int): how often an image is visited if an augmentation must be drawn.
-        seed (int): of those draws.
-        progress (bool): show a progress bar.
-        num_workers (int): processes that count, 0 for this one alone. The counts are the same for
+        num_passes: how often an image is visited if an augmentation must be drawn.
+        seed: of those draws.
+        progress: show a progress bar.
+        num_workers: processes that count, 0 for this one alone. The counts are the same for
             any number. Where the detector has to label every anchor, this process does it alone.
-
-    Returns:
-        AnchorCounts
 
     Raises:
         BadInput: if the mapper is no DatasetMapper or a dict has no size.
@@ -160,16 +166,16 @@ class LabelTally:
         """Tally: an empty one."""
         return Tally(len(self.assignment.strides), self.assignment.num_classes)
 
-    def add(self, weight, size, instances):
+    def add(self, weight: float, size: tuple[int, int], instances: Instances) -> tuple[int, int]:
         """Labels the anchors of one image.
 
         Args:
-            weight (float): of the view, in (0, 1].
-            size (tuple[int, int]): (height, width) in pixels, from which the image is padded.
-            instances (Instances): its ground truth.
+            weight: of the view, in (0, 1].
+            size: (height, width) in pixels, from which the image is padded.
+            instances: its ground truth.
 
         Returns:
-            tuple[int, int]: its foreground and its valid anchors.
+            Its foreground and its valid anchors.
         """
         num_classes = self.assignment.num_classes
         levels = self._anchors_of(size)

@@ -60,14 +60,22 @@ class Tally:
         self.num_levels, self.num_classes = num_levels, num_classes
         self.sums = {}  # weight -> (2 L + K + 2,) int64
 
-    def add(self, weight, valid, foreground, per_class, num_objects, num_unreached):
+    def add(
+        self,
+        weight: float,
+        valid: np.ndarray,
+        foreground: np.ndarray,
+        per_class: np.ndarray,
+        num_objects: int,
+        num_unreached: int,
+    ):
         """Takes the counts of some views of the same weight.
 
         Args:
-            weight (float): of a view, in (0, 1].
-            valid, foreground (np.ndarray): (L,) int64.
-            per_class (np.ndarray): (K,) int64.
-            num_objects, num_unreached (int):
+            weight: of a view, in (0, 1].
+            valid, foreground: (L,) int64.
+            per_class: (K,) int64.
+            num_objects, num_unreached:
         """
         numbers = np.concatenate([valid, foreground, per_class, [num_objects, num_unreached]])
         self.sums[weight] = self.sums.get(weight, 0) + numbers
@@ -77,13 +85,10 @@ class Tally:
         for weight, numbers in other.sums.items():
             self.sums[weight] = self.sums.get(weight, 0) + numbers
 
-    def counts(self, **kwargs):
+    def counts(self, **kwargs) -> AnchorCounts:
         """
         Args:
             kwargs: the fields of :class:`AnchorCounts` that are no sums over views.
-
-        Returns:
-            AnchorCounts
         """
         size = 2 * self.num_levels + self.num_classes + 2
         total = sum((w * self.sums[w] for w in sorted(self.sums)), np.zeros(size))

@@ -4,13 +4,16 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import detectron2.data.transforms as T
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from omegaconf import ListConfig
+from omegaconf import DictConfig, ListConfig
 from tabulate import tabulate
+from torch import nn
 
 from ..data.datasets import dataset_names, load_dataset
 from ..method.prior import class_priors, optimal_prior, prior_to_bias, start_loss
@@ -125,12 +128,12 @@ class PriorEstimate:
         write_json(path, {**derived, **asdict(self)})
 
     @classmethod
-    def load(cls, path, depends_on=None):
+    def load(cls, path: str, depends_on: dict | None = None):
         """Reads what :meth:`save` wrote.
 
         Args:
-            path (str):
-            depends_on (dict): the present :func:`dependencies`; an estimate that was made for
+            path:
+            depends_on: the present :func:`dependencies`; an estimate that was made for
                 anything else is refused.
 
         Raises:
@@ -163,16 +166,18 @@ class PriorEstimate:
         return estimate
 
 
-def measure_prior(cfg, model=None, num_workers=0):
+def measure_prior(
+    cfg: DictConfig, model: nn.Module | None = None, num_workers: int = 0
+) -> PriorEstimate:
     """Measures the optimal prior of a config, as the training would before its first iteration.
 
     Args:
-        cfg (DictConfig): of :func:`sampling_free.load_config`.
-        model (nn.Module): of ``cfg``; None builds it.
-        num_workers (int): processes that count; the numbers are the same.
+        cfg: of :func:`sampling_free.load_config`.
+        model: of ``cfg``; None builds it.
+        num_workers: processes that count; the numbers are the same.
 
     Returns:
-        PriorEstimate: its ``prior`` and ``class_priors`` are what a bias is made of.
+        Its ``prior`` and ``class_priors`` are what a bias is made of.
 
     Raises:
         BadInput: as the training would.
@@ -192,18 +197,22 @@ def measure_prior(cfg, model=None, num_workers=0):
 
 
 def estimate_prior(
-    model, dataset_dicts, mapper, names=(), *, loader=None, progress=True, num_workers=0
-):
+    model,
+    dataset_dicts,
+    mapper,
+    names: str | list[str] = (),
+    *,
+    loader: Iterable | None = None,
+    progress=True,
+    num_workers=0,
+) -> PriorEstimate:
     """Counts a training set with the detector's own labels; see :func:`count_anchors`.
 
     Args:
         model, dataset_dicts, mapper, progress, num_workers: as in :func:`count_anchors`.
-        names (str or list[str]): registered names of the data sets, for the class names.
-        loader (iterable): the training loader; where annotations do not tell what it gives, its
+        names: registered names of the data sets, for the class names.
+        loader: the training loader; where annotations do not tell what it gives, its
             batches are measured, see :func:`measure_counts`. None counts the annotations.
-
-    Returns:
-        PriorEstimate
 
     Raises:
         BadInput: if not one anchor is foreground.
@@ -249,14 +258,14 @@ def estimate_from_counts(counts, model, dataset_dicts, source, names=()):
     )
 
 
-def dependencies(model, dataset_dicts, source, names=()):
+def dependencies(model, dataset_dicts, source, names=()) -> dict[str, Any]:
     """Everything that the counts depend on, readable and comparable.
 
     Args:
         source (DatasetMapper or str): as in :func:`estimate_from_counts`.
 
     Returns:
-        dict[str, Any]: plain JSON values. The annotations enter by a digest; augmentations that
+        Plain JSON values. The annotations enter by a digest; augmentations that
         touch neither boxes nor sizes enter too, as they cannot be told apart.
     """
     recipe, with_masks = {MEASURED: source}, False

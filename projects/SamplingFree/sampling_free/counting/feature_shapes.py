@@ -14,11 +14,11 @@ from detectron2.structures import ImageList
 MOST_KNOWN = 2**16
 
 
-def padded_size(size, backbone):
+def padded_size(size: tuple[int, int], backbone):
     """(height, width) of an image that is padded by itself, by Detectron2's own rule.
 
     Args:
-        size (tuple[int, int]): (height, width) in pixels.
+        size: (height, width) in pixels.
         backbone (Backbone): its ``size_divisibility`` and, where it has them, constraints.
     """
     constraints = getattr(backbone, "padding_constraints", None)
@@ -33,11 +33,11 @@ def padded_size(size, backbone):
 class LevelShapes:
     """Shapes of the feature maps of images; remembers each size."""
 
-    def __init__(self, backbone, strides):
+    def __init__(self, backbone, strides: list[int]):
         """
         Args:
             backbone (Backbone): says how an image is padded.
-            strides (list[int]): (L,) pixels.
+            strides: (L,) pixels.
         """
         self.padding = SimpleNamespace(
             size_divisibility=backbone.size_divisibility,
@@ -46,13 +46,13 @@ class LevelShapes:
         self.strides = np.array(strides)
         self.known = {}
 
-    def __call__(self, sizes):
+    def __call__(self, sizes: np.ndarray) -> np.ndarray:
         """
         Args:
-            sizes (np.ndarray): (B, 2) int64, height and width of each image in pixels.
+            sizes: (B, 2) int64, height and width of each image in pixels.
 
         Returns:
-            np.ndarray: (B, L, 2) int64, height and width of each level.
+            (B, L, 2) int64, height and width of each level.
         """
         padded = [self._padded(size) for size in map(tuple, sizes.tolist())]
         # Convolutions and pooling of stride 2 round up, so level sizes are ceil(size / stride).

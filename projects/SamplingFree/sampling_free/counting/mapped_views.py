@@ -4,14 +4,14 @@ from ..utils.seeding import seeded
 from .views import enumerate_views, size_of
 
 
-def mapped_views(mapper, image, index, num_passes, seed):
+def mapped_views(mapper, image: dict, index: int, num_passes: int, seed: int):
     """
     Args:
         mapper (DatasetMapper): without masks, unless boxes are recomputed from them.
-        image (dict): in Detectron2's format; stays as it is.
-        index (int): of the image, for what is drawn.
-        num_passes (int): how often it is drawn.
-        seed (int): of those draws.
+        image: in Detectron2's format; stays as it is.
+        index: of the image, for what is drawn.
+        num_passes: how often it is drawn.
+        seed: of those draws.
 
     Yields:
         tuple[float, tuple[int, int], Instances]: weight of the view, (height, width), and what the

@@ -7,6 +7,7 @@ batches are then read before the training, seeded, and labelled by the model's o
 import inspect
 import logging
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from detectron2.data import MapDataset
@@ -14,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.data.common import AspectRatioGroupedDataset, ToIterableDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -36,12 +38,12 @@ class Uncountable(Exception):
     """Why the annotations do not tell what a loader gives, in words."""
 
 
-def source_of(loader, dataset_dicts):
+def source_of(loader: Iterable, dataset_dicts: list[dict]):
     """What tells the prior of a training loader.
 
     Args:
-        loader (iterable): gives lists of mapped dicts.
-        dataset_dicts (list[dict]): the data set, in Detectron2's format.
+        loader: gives lists of mapped dicts.
+        dataset_dicts: the data set, in Detectron2's format.
 
     Returns:
         DatasetMapper or str: the loader's mapper, where its augmentations and the annotations tell
@@ -112,7 +114,14 @@ def _name(x):
     return getattr(x, "__name__", type(x).__name__)
 
 
-def measure_counts(model, loader, *, max_images=MOST_IMAGES, seed=0, progress=True):
+def measure_counts(
+    model: nn.Module,
+    loader: Iterable,
+    *,
+    max_images: int = MOST_IMAGES,
+    seed: int = 0,
+    progress: bool = True,
+):
     """Counts the labels that a detector gives on the first batches of a training loader.
 
     All processes read their share, until the prior's standard error is within 2 %. The batches are
@@ -120,11 +129,11 @@ def measure_counts(model, loader, *, max_images=MOST_IMAGES, seed=0, progress=Tr
     generators stay as they are.
 
     Args:
-        model (nn.Module): see :func:`assignment_of`; not wrapped.
-        loader (iterable): gives lists of dicts with "image" (C, H, W) and "instances".
-        max_images (int): of all processes, about; a batch is not cut.
-        seed (int): of what is drawn from the global random generators.
-        progress (bool): show a progress bar.
+        model: see :func:`assignment_of`; not wrapped.
+        loader: gives lists of dicts with "image" (C, H, W) and "instances".
+        max_images: of all processes, about; a batch is not cut.
+        seed: of what is drawn from the global random generators.
+        progress: show a progress bar.
 
     Returns:
         AnchorCounts: sums over the images that were read; the same on all processes.

@@ -6,6 +6,7 @@ Several processes may share the images.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,16 +27,16 @@ IMAGES_AT_ONCE = 256
 
 
 def tally_sparsely(
-    assignment, matcher, dataset_dicts, mapper, *, num_passes, seed, progress, num_workers
-):
+    assignment, matcher: Callable, dataset_dicts, mapper, *, num_passes, seed, progress, num_workers
+) -> Tally:
     """
     Args:
         assignment (Assignment): what ``matcher`` stands for.
-        matcher (callable): from Images to Labelled; see sparse/matching.py.
+        matcher: from Images to Labelled; see sparse/matching.py.
         dataset_dicts, mapper, num_passes, seed, progress, num_workers: as in ``count_anchors``.
 
     Returns:
-        Tally: the same for any number of workers.
+        The same for any number of workers.
     """
     views, chunks = _views(dataset_dicts, mapper, num_passes, seed)
     counter = _Counter(
@@ -154,12 +155,12 @@ class _Counter:
         )
 
 
-def num_unreached(images, matched):
+def num_unreached(images: Images, matched: np.ndarray):
     """Objects of which neither they nor one with the same box in their image is matched.
 
     Args:
-        images (Images): G objects.
-        matched (np.ndarray): (M,) objects of the foreground anchors.
+        images: G objects.
+        matched: (M,) objects of the foreground anchors.
     """
     is_reached = np.zeros(len(images.boxes), bool)
     is_reached[matched] = True

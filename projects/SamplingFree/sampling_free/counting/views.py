@@ -46,17 +46,14 @@ def sampled_names(augmentations):
     return [type(a).__name__ for a in augmentations if not is_exact(a)]
 
 
-def enumerate_views(augmentations, size):
+def enumerate_views(augmentations, size: tuple[int, int]) -> list[View]:
     """All views of an image under ``augmentations``.
 
     Args:
         augmentations (list[Augmentation or Transform]): as Detectron2's ``DatasetMapper`` has
             them. Those that are not :func:`is_exact` are drawn from the global random generators;
             see :func:`sampling_free.utils.seeding.seeded`.
-        size (tuple[int, int]): (height, width) of the image file.
-
-    Returns:
-        list[View]
+        size: (height, width) of the image file.
     """
     views = [View(T.TransformList([]), tuple(size), 1.0)]
     for augmentation in augmentations:

@@ -6,6 +6,7 @@ Legend: M annotations of a data set; boxes are XYXY in pixels unless said otherw
 import difflib
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _FAR = 0.1  # of a side of the image: no annotation tool is so far off
 _MANY_CROWDS = 0.1  # of all annotations; COCO has 1 %
 
 
-def clean_dicts(dicts, source, min_size=_NO_SIDE):
+def clean_dicts(dicts: list[dict], source: str, min_size: float = _NO_SIDE) -> list[dict]:
     """Drop the boxes that nothing can be learned from, and report them in one line, once.
 
     Dropped are boxes that are no finite numbers, have no area, lie wholly outside the image, or
@@ -34,12 +35,12 @@ def clean_dicts(dicts, source, min_size=_NO_SIDE):
     as it is.
 
     Args:
-        dicts (list[dict]): Detectron2's dataset dicts; "width" and "height" may be missing.
-        source (str): the file or data set that the report names.
-        min_size (float): a box whose width or height is not larger than this has no area; in px.
+        dicts: Detectron2's dataset dicts; "width" and "height" may be missing.
+        source: the file or data set that the report names.
+        min_size: a box whose width or height is not larger than this has no area; in px.
 
     Returns:
-        list[dict]: as many dicts as came in, in the same order; with whole numbers as sizes.
+        As many dicts as came in, in the same order; with whole numbers as sizes.
 
     Raises:
         BadInput: a size or a "bbox_mode" is none; names the image.
@@ -147,12 +148,12 @@ def _sizes(pairs):
     return np.array(sizes, dtype=np.float64).reshape(-1, 2)
 
 
-def require_pixels(dicts, source):
+def require_pixels(dicts: list[dict], source: str):
     """Makes sure that boxes are no fractions of the image.
 
     Args:
-        dicts (list[dict]): Detectron2's dataset dicts.
-        source (str): what the message calls the data set.
+        dicts: Detectron2's dataset dicts.
+        source: what the message calls the data set.
 
     Raises:
         BadInput: all boxes lie in [0, 1].
@@ -166,12 +167,12 @@ def require_pixels(dicts, source):
         )
 
 
-def report_implausible(dicts, source):
+def report_implausible(dicts: list[dict], source: str):
     """Says in one line each what Detectron2 reads, and what can hardly be meant so.
 
     Args:
-        dicts (list[dict]): Detectron2's dataset dicts.
-        source (str): what the lines call the data set.
+        dicts: Detectron2's dataset dicts.
+        source: what the lines call the data set.
 
     Raises:
         BadInput: as :func:`require_pixels`.
@@ -258,18 +259,24 @@ def check_num_classes(num_classes, thing_classes, name, key="model.num_classes")
         )
 
 
-def check_dataset(dicts, num_classes, thing_classes, name, key="model.num_classes"):
+def check_dataset(
+    dicts: list[dict],
+    num_classes: int,
+    thing_classes: Sequence[str] | None,
+    name: str,
+    key: str = "model.num_classes",
+) -> list[dict]:
     """Clean a data set and make sure that a model with ``num_classes`` can be trained on it.
 
     Args:
-        dicts (list[dict]): Detectron2's dataset dicts.
-        num_classes (int): the classes of the model, K.
-        thing_classes (sequence[str] or None): the data set's class names, if it has them.
-        name (str): the registered name, for the messages.
-        key (str): where the config has ``num_classes``, for the messages.
+        dicts: Detectron2's dataset dicts.
+        num_classes: the classes of the model, K.
+        thing_classes: the data set's class names, if it has them.
+        name: the registered name, for the messages.
+        key: where the config has ``num_classes``, for the messages.
 
     Returns:
-        list[dict]: the dicts as ``clean_dicts`` returns them.
+        The dicts as ``clean_dicts`` returns them.
 
     Raises:
         BadInput: the class count or a category id does not fit, or no image has an object.
@@ -287,12 +294,12 @@ def check_dataset(dicts, num_classes, thing_classes, name, key="model.num_classe
     return dicts
 
 
-def check_masks(dicts, name):
+def check_masks(dicts: list[dict], name: str):
     """Make sure that every object of a training set has a mask.
 
     Args:
-        dicts (list[dict]): Detectron2's dataset dicts.
-        name (str): the registered name, for the messages.
+        dicts: Detectron2's dataset dicts.
+        name: the registered name, for the messages.
 
     Raises:
         BadInput: one has none; names its image.
@@ -334,11 +341,11 @@ def check_same_classes(first, second):
     _warn(f"{both} call their classes differently ({lists}); they are compared by position")
 
 
-def require_registered(names):
+def require_registered(names: str | Sequence[str]):
     """Make sure that data sets are known to Detectron2.
 
     Args:
-        names (str or sequence[str]): registered names.
+        names: registered names.
 
     Raises:
         BadInput: a name is unknown; the message lists those that look like it.

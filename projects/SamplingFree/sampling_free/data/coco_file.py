@@ -42,14 +42,14 @@ _WANTED = "lists of objects: images, annotations and categories"
 _ONE = {"categories": "category", "images": "image", "annotations": "annotation"}
 
 
-def read_coco_file(path):
+def read_coco_file(path: str) -> dict:
     """The content of a COCO instances file that Detectron2 can read without a loss.
 
     Args:
-        path (str): the file.
+        path: the file.
 
     Returns:
-        dict: with "images", "categories" and, except in a test set without them, "annotations".
+        With "images", "categories" and, except in a test set without them, "annotations".
 
     Raises:
         BadInput: names the file, the entry and what is wrong with it.
@@ -123,13 +123,13 @@ def _check_names(categories, path):
             raise BadInput(f"{path}: categories {same} are all called {name!r}; rename all but one")
 
 
-def check_metadata(content, path, name):
+def check_metadata(content: dict, path: str, name: str):
     """Makes sure that the catalog does not tell other classes of a data set than its file.
 
     Args:
-        content (dict): of :func:`read_coco_file`.
-        path (str): of that file.
-        name (str): of the data set.
+        content: of :func:`read_coco_file`.
+        path: of that file.
+        name: of the data set.
 
     Raises:
         BadInput: shows both.
@@ -148,14 +148,14 @@ def check_metadata(content, path, name):
             )
 
 
-def left_out(content):
+def left_out(content: dict) -> list[str]:
     """What Detectron2 does not take from a file, and what no detector is trained on.
 
     Args:
-        content (dict): of :func:`read_coco_file`.
+        content: of :func:`read_coco_file`.
 
     Returns:
-        list[str]: how many annotations, and why.
+        How many annotations, and why.
     """
     annotations = content.get("annotations", [])
     ids = {image["id"] for image in content["images"]}

@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import re
+from collections.abc import Callable, Iterable, Sequence
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MapDataset, MetadataCatalog
@@ -13,7 +14,7 @@ from detectron2.evaluation import (
     RotatedCOCOEvaluator,
 )
 from detectron2.utils.file_io import PathManager
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from ..utils.errors import BadInput, printable
@@ -38,17 +39,14 @@ from .records import check_at_source, readable_records
 logger = logging.getLogger(__name__)
 
 
-def dataset_names(node):
+def dataset_names(node: DictConfig) -> list[str]:
     """Registered names of a ``get_detection_dataset_dicts`` node, registering them if it does so.
 
     From then on Detectron2 gets their records as :mod:`sampling_free.data.records` checks them.
 
     Args:
-        node (DictConfig): "names" is a name, a list of names, or a call that returns one; a node
+        node: "names" is a name, a list of names, or a call that returns one; a node
             without it has none.
-
-    Returns:
-        list[str]
     """
     names = instantiate(node.get("names", None)) or []
     names = [names] if isinstance(names, str) else list(names)
@@ -58,19 +56,24 @@ def dataset_names(node):
     return names
 
 
-def load_dataset(node, model_node=None, is_train=True, tests=()):
+def load_dataset(
+    node: DictConfig,
+    model_node: DictConfig | None = None,
+    is_train: bool = True,
+    tests: Sequence[DictConfig] = (),
+) -> list[dict]:
     """Instantiates and checks a data set.
 
     Args:
-        node (DictConfig): calls Detectron2's ``get_detection_dataset_dicts`` or the like.
-        model_node (DictConfig): its class count, if it has any, must fit the annotations;
+        node: calls Detectron2's ``get_detection_dataset_dicts`` or the like.
+        model_node: its class count, if it has any, must fit the annotations;
             None checks nothing.
-        is_train (bool): check the annotations too; evaluators read test sets on their own.
-        tests (sequence[DictConfig]): loaders of test sets, whose data are loaded too and compared
+        is_train: check the annotations too; evaluators read test sets on their own.
+        tests: loaders of test sets, whose data are loaded too and compared
             with these, before either are with the model.
 
     Returns:
-        list[dict]: of a training set without boxes that are malformed.
+        Of a training set without boxes that are malformed.
 
     Raises:
         BadInput: for an unknown name, a missing folder or file, a class count that does not fit,
@@ -173,11 +176,11 @@ def _classes(names):
     return MetadataCatalog.get(names[0]).get("thing_classes") if names else None
 
 
-def check_test_classes(train_node, test_node):
+def check_test_classes(train_node: DictConfig, test_node: DictConfig):
     """Makes sure that two data sets, already loaded, count their classes alike.
 
     Args:
-        train_node, test_node (DictConfig): as in :func:`load_dataset`.
+        train_node, test_node: as in :func:`load_dataset`.
 
     Raises:
         BadInput: the same classes come in another order.
@@ -187,12 +190,12 @@ def check_test_classes(train_node, test_node):
         check_same_classes((train[0], _classes(train)), (test[0], _classes(test)))
 
 
-def check_ground_truth(evaluator_node, model_node):
+def check_ground_truth(evaluator_node: DictConfig | ListConfig, model_node: DictConfig):
     """Makes sure that the COCO evaluators of a config can measure by the files that they read.
 
     Args:
-        evaluator_node (DictConfig or ListConfig): one or several.
-        model_node (DictConfig): with a mask head masks are measured too.
+        evaluator_node: one or several.
+        model_node: with a mask head masks are measured too.
 
     Raises:
         BadInput: names the annotation that is in the way.
@@ -225,14 +228,14 @@ def coco_evaluators(evaluator_node):
     ]
 
 
-def check_training_masks(dicts, mapper, model_node, label):
+def check_training_masks(dicts: list[dict], mapper: Callable, model_node: DictConfig, label: str):
     """Makes sure that a mask head gets a mask for every object of a training set.
 
     Args:
-        dicts (list[dict]): of :func:`load_dataset`.
-        mapper (callable): of one's own, it may take masks from wherever it likes.
-        model_node (DictConfig): without a mask head nothing is checked.
-        label (str): what a message calls the data set.
+        dicts: of :func:`load_dataset`.
+        mapper: of one's own, it may take masks from wherever it likes.
+        model_node: without a mask head nothing is checked.
+        label: what a message calls the data set.
 
     Raises:
         BadInput: names an image, or the key of the mapper.
@@ -246,14 +249,14 @@ def check_training_masks(dicts, mapper, model_node, label):
     check_masks(dicts, label)
 
 
-def check_image_files(dicts, mapper, label, unreadable="stop"):
+def check_image_files(dicts: list[dict], mapper: Callable, label: str, unreadable: str = "stop"):
     """Makes sure that the images of a data set are there, before a training of days meets one.
 
     Args:
-        dicts (list[dict]): of :func:`load_dataset`.
-        mapper (callable): of one's own, it may take images from wherever it likes.
-        label (str): what a message calls the data set.
-        unreadable (str): with "skip" there is only a warning.
+        dicts: of :func:`load_dataset`.
+        mapper: of one's own, it may take images from wherever it likes.
+        label: what a message calls the data set.
+        unreadable: with "skip" there is only a warning.
 
     Raises:
         BadInput: counts those that are missing, and names one.
@@ -325,12 +328,12 @@ def test_loader(node, model_node):
     return loader
 
 
-def require_image_id(loader, dataloader):
+def require_image_id(loader: Iterable, dataloader: DictConfig):
     """Makes sure that what evaluators know an image by comes out of a test loader.
 
     Args:
-        loader (iterable): of :func:`test_loader`; of one of Detectron2's the first image is read.
-        dataloader (DictConfig): the node with "test" and "evaluator".
+        loader: of :func:`test_loader`; of one of Detectron2's the first image is read.
+        dataloader: the node with "test" and "evaluator".
 
     Raises:
         BadInput: there is no "image_id", or the image cannot be read.

@@ -30,12 +30,12 @@ _NO_VOC = (
 )
 
 
-def check_evaluated_boxes(content, path):
+def check_evaluated_boxes(content: dict, path: str):
     """Makes sure that pycocotools can measure boxes; warns of objects that nothing can find.
 
     Args:
-        content (dict): of ``read_coco_file``.
-        path (str): for the messages.
+        content: of ``read_coco_file``.
+        path: for the messages.
 
     Raises:
         BadInput: names the annotation.
@@ -103,12 +103,12 @@ def check_evaluated_voc(evaluator):
             ) from None
 
 
-def check_converted(name, is_rotated=False):
+def check_converted(name: str, is_rotated: bool = False):
     """Makes sure that Detectron2 can write the COCO file of a data set that has none.
 
     Args:
-        name (str): registered; checked as :mod:`.records` does.
-        is_rotated (bool): the evaluator takes rotated boxes.
+        name: registered; checked as :mod:`.records` does.
+        is_rotated: the evaluator takes rotated boxes.
 
     Raises:
         BadInput: names the data set, and the image where it is one.
@@ -169,12 +169,12 @@ def _annotation_fault(annotation, is_rotated):
     return None
 
 
-def warn_if_bare(dicts, name):
+def warn_if_bare(dicts: list[dict], name: str):
     """Warns of a test set by which nothing can be measured.
 
     Args:
-        dicts (list[dict]): Detectron2's dataset dicts.
-        name (str): of the data set.
+        dicts: Detectron2's dataset dicts.
+        name: of the data set.
     """
     if isinstance(dicts, list) and not any(d.get("annotations") for d in dicts):
         _warn(f"data set {name!r}: none of its {len(dicts)} images has an object: there is no AP")

@@ -20,13 +20,13 @@ def makes_8_bits(mapper):
     return reads_as_detectron2(mapper) and mapper.image_format in _OF_8_BITS
 
 
-def require_8_bits(path):
+def require_8_bits(path: str):
     """Makes sure that an image is still itself with 8 bits: 16-bit ones become white, floats black.
 
     The header is read, and the pixels only of an image that may lose something.
 
     Args:
-        path (str): of any format that Pillow reads, whatever its suffix.
+        path: of any format that Pillow reads, whatever its suffix.
 
     Raises:
         ValueError: says which values it has.

@@ -10,6 +10,7 @@ also the same for any number of processes; each takes its slice.
 import itertools
 import logging
 import struct
+from collections.abc import Callable
 
 import torch
 from detectron2.data import DatasetFromList, DatasetMapper
@@ -37,33 +38,30 @@ class UnreadableImage(BadInput):
 
 
 def build_replayable_train_loader(
-    dataset,
+    dataset: list[dict],
     *,
-    mapper,
+    mapper: Callable,
     sampler=None,
-    total_batch_size,
-    aspect_ratio_grouping=True,
-    num_workers=0,
-    seed=0,
-    unreadable="stop",
-):
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    seed: int = 0,
+    unreadable: str = "stop",
+) -> "ReplayableLoader":
     """Like Detectron2's ``build_detection_train_loader``, with a replayable order.
 
     Args:
-        dataset (list[dict]): in Detectron2's format.
-        mapper (callable): dict -> what the model takes.
+        dataset: in Detectron2's format.
+        mapper: dict -> what the model takes.
         sampler (Sampler): one of Detectron2's training samplers, with a seed of its own; default
             an endless shuffle.
-        total_batch_size (int): images over all processes.
-        aspect_ratio_grouping (bool): wide and tall images in separate batches.
-        num_workers (int): loader processes; has no influence on the batches.
-        seed (int): of the order and of the augmentations; -1 draws one, and then a resumed run
+        total_batch_size: images over all processes.
+        aspect_ratio_grouping: wide and tall images in separate batches.
+        num_workers: loader processes; has no influence on the batches.
+        seed: of the order and of the augmentations; -1 draws one, and then a resumed run
             has another order.
-        unreadable (str): what an image that cannot be read does: "stop" the run, or "skip" to the
+        unreadable: what an image that cannot be read does: "stop" the run, or "skip" to the
             next one, with one warning for each file, which counts them.
-
-    Returns:
-        ReplayableLoader
     """
     if unreadable not in ("stop", "skip"):
         raise BadInput(f"dataloader.train.unreadable={unreadable!r}: known are 'stop', 'skip'")

@@ -8,16 +8,16 @@ import numpy as np
 MOST_GROUPS = 7  # of 5 bits: any number of pixels below 2 ** 34
 
 
-def is_sound_mask(segmentation, size=None):
+def is_sound_mask(segmentation: list | dict, size: tuple[int, int] | None = None) -> bool:
     """Whether polygons or run lengths describe a mask.
 
     Args:
-        segmentation (list or dict): polygons [x0, y0, x1, y1, ...] in pixels, or {"counts":
+        segmentation: polygons [x0, y0, x1, y1, ...] in pixels, or {"counts":
             run lengths by columns, as numbers or as COCO's letters, "size": [height, width]}.
-        size (tuple[int, int]): (height, width) of the image in pixels; None is not compared.
+        size: (height, width) of the image in pixels; None is not compared.
 
     Returns:
-        bool: False for a polygon of less than three points or with a coordinate that is no finite
+        False for a polygon of less than three points or with a coordinate that is no finite
         number, and for run lengths that do not cover the image exactly.
     """
     try:
@@ -42,14 +42,14 @@ def _is_polygon(points):
     return len(points) >= 6 and len(points) % 2 == 0 and all(map(math.isfinite, points))
 
 
-def run_lengths(letters):
+def run_lengths(letters: str | bytes):
     """The run lengths that COCO's letters of a mask stand for.
 
     A letter has 5 bits of a number, the lowest first, and a sixth that is set where more of the
     number follow. From the fourth number on it is the difference to the last but one.
 
     Args:
-        letters (str or bytes):
+        letters:
 
     Returns:
         ndarray: (R,) int64, pixels of background and foreground in turn.

@@ -8,6 +8,7 @@ them take, where nothing is lost by it, or is named in one line.
 import contextlib
 import logging
 import traceback
+from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,11 +25,11 @@ _RETURN = "return a list with a dict for each image"
 _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # of EXIF: where width and height change places
 
 
-def check_at_source(name):
+def check_at_source(name: str):
     """Makes a registered name give checked records from now on, whoever asks for them.
 
     Args:
-        name (str): registered with Detectron2.
+        name: registered with Detectron2.
     """
     if not isinstance(DatasetCatalog[name], CheckedSource):
         DatasetCatalog[name] = CheckedSource(name, DatasetCatalog[name])
@@ -89,18 +90,18 @@ def _require_names(classes, where):
         raise BadInput(f"{where}: thing_classes={classes!r}; give a list of names")
 
 
-def readable_records(records, source):
+def readable_records(records: list[dict], source: str) -> list[dict]:
     """Records as all of Detectron2 reads them.
 
     Boxes and polygons become lists, masks without a point are left out, an image without
     "annotations" among others gets none, and a size that is missing is read from the image file.
 
     Args:
-        records (list[dict]): the input is left as it is.
-        source (str): what messages call the data set.
+        records: the input is left as it is.
+        source: what messages call the data set.
 
     Returns:
-        list[dict]: as many, in the same order.
+        As many, in the same order.
 
     Raises:
         BadInput: for what is no record or no annotation.
@@ -199,15 +200,21 @@ def _flattened(polygon):
         return polygon
 
 
-def require_categories(records, num_classes, source, classes=None, key=None):
+def require_categories(
+    records: list[dict],
+    num_classes: int,
+    source: str,
+    classes: Sequence[str] | None = None,
+    key: str | None = None,
+):
     """Makes sure that every object is of one of the classes.
 
     Args:
-        records (list[dict]): of :func:`readable_records`.
-        num_classes (int): K.
-        source (str): what messages call the data set.
-        classes (sequence[str] or None): their names.
-        key (str or None): where a config has K.
+        records: of :func:`readable_records`.
+        num_classes: K.
+        source: what messages call the data set.
+        classes: their names.
+        key: where a config has K.
 
     Raises:
         BadInput: names the image and what to give instead.

@@ -20,6 +20,7 @@ import shutil
 import uuid
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -36,18 +37,18 @@ from .synthetic.generate import GENERATOR_VERSION, SETTINGS, class_names, genera
 _VOC_POINT = 1.0
 
 
-def register_voc(name, root, split, classes):
+def register_voc(name: str, root: str, split: str, classes: Sequence[str]) -> str:
     """Register a VOC-style folder with its own class names.
 
     Args:
-        name (str): the name to register.
-        root (str): the folder with Annotations/*.xml, ImageSets/Main and JPEGImages/; an image
+        name: the name to register.
+        root: the folder with Annotations/*.xml, ImageSets/Main and JPEGImages/; an image
             that is no .jpg is found by <filename> in its XML file, or by its name.
-        split (str): ImageSets/Main/``split``.txt lists the images.
-        classes (sequence[str]): the class names; their order gives the category ids.
+        split: ImageSets/Main/``split``.txt lists the images.
+        classes: the class names; their order gives the category ids.
 
     Returns:
-        str: ``name``.
+        ``name``.
     """
     if isinstance(classes, str) or not classes or len(set(classes)) != len(classes):
         raise BadInput(f"classes={classes!r} of data set {name!r}: give a list of distinct names")
@@ -71,16 +72,16 @@ def register_voc(name, root, split, classes):
     return _register(name, ("voc", str(folder), split, tuple(classes)), load, metadata)
 
 
-def register_coco(name, json_file, image_root):
+def register_coco(name: str, json_file: str, image_root: str) -> str:
     """Register a COCO instances file; the class names come from its categories.
 
     Args:
-        name (str): the name to register.
-        json_file (str): the annotation file.
-        image_root (str): the folder that its file names are relative to.
+        name: the name to register.
+        json_file: the annotation file.
+        image_root: the folder that its file names are relative to.
 
     Returns:
-        str: ``name``.
+        ``name``.
     """
     json_file = _existing(json_file, "json_file", name)
     image_root = _existing(image_root, "image_root", name)
@@ -92,20 +93,22 @@ def register_coco(name, json_file, image_root):
     return _register(name, ("coco", str(json_file), str(image_root)), load, metadata)
 
 
-def register_synthetic(name, split, setting="easy", root=None, **overrides):
+def register_synthetic(
+    name: str, split: str, setting: str = "easy", root: str | None = None, **overrides
+) -> str:
     """Register a split of the synthetic set, and write it if the cache does not hold it yet.
 
     It is written here, not when it is loaded, as COCOEvaluator opens its annotation file at once.
 
     Args:
-        name (str): the name to register.
-        split (str): "train", "val" or "test".
-        setting (str): "easy" or "hard".
-        root (str or None): the cache; else $SAMPLING_FREE_CACHE, else ~/.cache/sampling_free.
+        name: the name to register.
+        split: "train", "val" or "test".
+        setting: "easy" or "hard".
+        root: the cache; else $SAMPLING_FREE_CACHE, else ~/.cache/sampling_free.
         **overrides: fields of ``SyntheticConfig``, for example num_classes or objects.
 
     Returns:
-        str: ``name``.
+        ``name``.
     """
     config = synthetic_config(setting, **overrides)
     folder = cached_split(config, setting, split, root)

@@ -15,9 +15,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..method.guided_loss import sum_over_processes
@@ -47,18 +48,18 @@ class ATSS(FCOS):
     def __init__(
         self,
         *,
-        anchor_size=8.0,
-        topk=9,
-        box_loss_weight=2.0,
-        test_score_thresh=0.05,
+        anchor_size: float = 8.0,
+        topk: int = 9,
+        box_loss_weight: float = 2.0,
+        test_score_thresh: float = 0.05,
         **kwargs,
     ):
         """
         Args:
-            anchor_size (float): side of the square anchors, in strides.
-            topk (int): candidates of an object in each level.
-            box_loss_weight (float): of the GIoU loss.
-            test_score_thresh (float): of the class score.
+            anchor_size: side of the square anchors, in strides.
+            topk: candidates of an object in each level.
+            box_loss_weight: of the GIoU loss.
+            test_score_thresh: of the class score.
             kwargs: as in Detectron2's ``FCOS``, without ``center_sampling_radius``.
         """
         if type(topk) is not int or topk < 1:
@@ -90,11 +91,11 @@ class ATSS(FCOS):
         }
 
     @torch.no_grad()
-    def label_anchors(self, anchors, gt_instances):
+    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
         """
         Args:
-            anchors (list[Boxes]): one for each level.
-            gt_instances (list[Instances]): N times the ground truth.
+            anchors: one for each level.
+            gt_instances: N times the ground truth.
 
         Returns:
             tuple[list[Tensor], list[Tensor]]: N times labels (R,), 0..K-1 foreground, K
@@ -116,14 +117,16 @@ class ATSS(FCOS):
             boxes.append(instances.gt_boxes.tensor[indices.clamp(min=0)])
         return labels, boxes
 
-    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality):
+    def losses(
+        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality
+    ) -> dict[str, Tensor]:
         """
         Args:
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality: as in
                 ``SamplingFreeATSS``.
 
         Returns:
-            dict[str, Tensor]: by ``loss_names``; focal loss and quality loss are divided by the
+            By ``loss_names``; focal loss and quality loss are divided by the
             number of foreground anchors of all processes, the box loss by the sum of its weights.
         """
         gt_labels = torch.stack(gt_labels)  # (N, R)
@@ -148,15 +151,17 @@ class ATSS(FCOS):
         losses = zip(self.loss_names, (sum_cls, *sums), totals)
         return {name: x * (num_processes / n).to(x.dtype) for name, x, n in losses}
 
-    def localisation(self, anchors, pred_anchor_deltas, pred_quality, gt_boxes, foreground):
+    def localisation(
+        self, anchors: list[Boxes], pred_anchor_deltas, pred_quality, gt_boxes, foreground: Tensor
+    ) -> tuple:
         """
         Args:
-            anchors (list[Boxes]): of each level.
+            anchors: of each level.
             pred_anchor_deltas, pred_quality, gt_boxes: as in ``losses``.
-            foreground (Tensor): (N, R) bool.
+            foreground: (N, R) bool.
 
         Returns:
-            tuple: (box loss, quality loss), sums over the foreground; what each is divided by.
+            (box loss, quality loss), sums over the foreground; what each is divided by.
         """
         with torch.autocast(foreground.device.type, enabled=False):
             rows, gt, deltas, quality = foreground_rows(
@@ -176,28 +181,28 @@ class ATSS(FCOS):
             (target.sum(), foreground.sum()),
         )
 
-    def quality_target(self, boxes, anchors, gt_boxes):
+    def quality_target(self, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
         """Centerness of the anchor's centre in its object.
 
         Args:
-            boxes (Tensor): (N_f, 4) as they are predicted; unused here.
-            anchors, gt_boxes (Tensor): (N_f, 4).
+            boxes: (N_f, 4) as they are predicted; unused here.
+            anchors, gt_boxes: (N_f, 4).
 
         Returns:
-            Tensor: (N_f,) in [0, 1], target of the quality estimate and weight of the box loss.
+            (N_f,) in [0, 1], target of the quality estimate and weight of the box loss.
         """
         centers = (anchors[:, :2] + anchors[:, 2:]) / 2
         before, behind = centers - gt_boxes[:, :2], gt_boxes[:, 2:] - centers
         ratios = torch.minimum(before, behind) / torch.maximum(before, behind)
         return ratios.clamp(min=0).prod(dim=1).sqrt()
 
-    def forward_inference(self, images, features, predictions):
+    def forward_inference(self, images, features, predictions) -> list[Instances]:
         """
         Args:
             images, features, predictions: as in Detectron2's ``FCOS``.
 
         Returns:
-            list[Instances]: N times the detections.
+            N times the detections.
         """
         logits, deltas, quality = self._transpose_dense_predictions(
             predictions, [self.num_classes, 4, 1]
@@ -215,16 +220,22 @@ class ATSS(FCOS):
             for i, size in enumerate(images.image_sizes)
         ]
 
-    def inference_single_image(self, anchors, box_cls, box_delta, image_size):
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
         """
         Args:
-            anchors (list[Boxes]): of each level.
-            box_cls, box_delta (list[Tensor]): (Hi*Wi, K) final scores, 0 under the threshold, and
+            anchors: of each level.
+            box_cls, box_delta: (Hi*Wi, K) final scores, 0 under the threshold, and
                 (Hi*Wi, 4).
-            image_size (tuple[int, int]): (height, width) in pixels.
+            image_size: (height, width) in pixels.
 
         Returns:
-            Instances: the detections.
+            The detections.
         """
         candidates = Instances.cat(
             [
@@ -257,11 +268,13 @@ class SamplingFreeATSS(PriorThreshold, GuidedPoints, ATSS):
     loss_names = ATSS.loss_names
 
     @configurable
-    def __init__(self, *, prior="auto", guide=RECOMMENDED, test_score_thresh=0.001, **kwargs):
+    def __init__(
+        self, *, prior="auto", guide=RECOMMENDED, test_score_thresh: float | str = 0.001, **kwargs
+    ):
         """
         Args:
             prior, guide: as in ``SamplingFreeRetinaNet``.
-            test_score_thresh (float or str): of the class score; "prior" or "per_class": see
+            test_score_thresh: of the class score; "prior" or "per_class": see
                 ``PriorThreshold``.
             kwargs: as in ``ATSS``.
         """

@@ -12,20 +12,22 @@ can be counted exactly. Every tie has a rule and every sum an order, so that ``s
 which counts, finds the very same anchors.
 """
 
+import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou, pairwise_point_box_distance
+from torch import Tensor
 
 
 @torch.no_grad()
-def atss_match(levels, gt_boxes, topk=9):
+def atss_match(levels: list[Boxes], gt_boxes: Boxes, topk: int = 9) -> Tensor:
     """
     Args:
-        levels (list[Boxes]): L times the anchors of a level, pixels.
-        gt_boxes (Boxes): (G, 4), pixels.
-        topk (int): k, candidates of each level; of equally close ones the first.
+        levels: L times the anchors of a level, pixels.
+        gt_boxes: (G, 4), pixels.
+        topk: k, candidates of each level; of equally close ones the first.
 
     Returns:
-        Tensor: (R,) index of the object of each anchor, -1 for background.
+        (R,) index of the object of each anchor, -1 for background.
     """
     anchors = Boxes.cat(levels)
     if len(gt_boxes) == 0:
@@ -57,16 +59,16 @@ def atss_match(levels, gt_boxes, topk=9):
     return torch.where(best >= 0, indices, -1)
 
 
-def stand_out(overlaps):
+def stand_out(overlaps: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """Which overlaps are at least their mean plus their standard deviation.
 
     The deviation is that of a sample, as in the authors' code; 0 for a single candidate.
 
     Args:
-        overlaps (Tensor or np.ndarray): (C, G) float64, of C candidates of each object.
+        overlaps: (C, G) float64, of C candidates of each object.
 
     Returns:
-        Tensor or np.ndarray: (C, G) bool.
+        (C, G) bool.
     """
     num = len(overlaps)
     above = overlaps - _sum_of_rows(overlaps) / num

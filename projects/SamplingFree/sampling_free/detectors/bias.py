@@ -1,7 +1,10 @@
 """What every sampling-free head knows about its bias; mixed into Detectron2's classes."""
 
+from collections.abc import Sequence
+
 import torch
 from omegaconf import ListConfig
+from torch import Tensor
 
 from ..method.guides import RECOMMENDED
 from ..method.prior import prior_to_bias, softmax_prior_to_bias
@@ -74,11 +77,11 @@ class PriorBias(ClassifierBias):
     prior_key = "model.prior"
     class_priors = None
 
-    def init_prior(self, prior):
+    def init_prior(self, prior: float | Sequence[float] | str):
         """Sets up the prior.
 
         Args:
-            prior (float, sequence[float] or str): a number in (0, 1), or one for each class,
+            prior: a number in (0, 1), or one for each class,
                 sets the bias at once; "auto" and "per_class" are to be measured.
 
         Raises:
@@ -108,11 +111,11 @@ class PriorBias(ClassifierBias):
         return getattr(self, "num_classes", 1)
 
     @torch.no_grad()
-    def set_prior(self, prior):
+    def set_prior(self, prior: float | list[float]):
         """Makes every start score ``prior``: the paper's optimal bias initialisation.
 
         Args:
-            prior (float or list[float]): in (0, 1); of a list the scores of each class, (C,).
+            prior: in (0, 1); of a list the scores of each class, (C,).
         """
         if isinstance(prior, list):
             if len(prior) != self.num_prior_classes:
@@ -123,13 +126,13 @@ class PriorBias(ClassifierBias):
             self.classifier_bias.fill_(prior_to_bias(prior))
         self.prior = prior
 
-    def class_logits(self, features):
+    def class_logits(self, features: dict[str, Tensor]) -> list[Tensor]:
         """
         Args:
-            features (dict[str, Tensor]): of the backbone.
+            features: of the backbone.
 
         Returns:
-            list[Tensor]: classification logits of each level.
+            Classification logits of each level.
         """
         return self.head([features[f] for f in self.head_in_features])[0]
 

@@ -3,19 +3,27 @@
 import torch
 from detectron2.layers import cat
 from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.structures import Boxes
+from torch import Tensor
 
 
-def dense_box_loss(head, anchors, pred_anchor_deltas, gt_boxes, foreground):
+def dense_box_loss(
+    head,
+    anchors: list[Boxes],
+    pred_anchor_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+    foreground: Tensor,
+) -> Tensor:
     """
     Args:
         head (RetinaNet or RPN): says which loss, and how boxes are encoded.
-        anchors (list[Boxes]): of each level.
-        pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, 4).
-        gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
-        foreground (Tensor): (N, R) bool.
+        anchors: of each level.
+        pred_anchor_deltas: for each level (N, Hi*Wi*A, 4).
+        gt_boxes: N times (R, 4), of the matched objects.
+        foreground: (N, R) bool.
 
     Returns:
-        Tensor: scalar, summed over the foreground and its coordinates.
+        Scalar, summed over the foreground and its coordinates.
     """
     # Detectron2's function encodes every anchor before it drops the background.
     images, rows = foreground.nonzero(as_tuple=True)

@@ -7,7 +7,9 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.structures import Boxes
 from fvcore.nn import giou_loss
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..method.guides import RECOMMENDED
@@ -29,11 +31,11 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
     loss_names = ("loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr")
 
     @configurable
-    def __init__(self, *, prior="auto", guide=RECOMMENDED, box_weight="uniform", **kwargs):
+    def __init__(self, *, prior="auto", guide=RECOMMENDED, box_weight: str = "uniform", **kwargs):
         """
         Args:
             prior, guide: as in ``SamplingFreeRetinaNet``.
-            box_weight (str): "uniform", the mean GIoU loss over foreground points, as Detectron2
+            box_weight: "uniform", the mean GIoU loss over foreground points, as Detectron2
                 has it; "centerness", weighted by the centerness target, as in FCOS' first paper
                 (arXiv 1904.01355) and the authors' code.
             kwargs: as in Detectron2's ``FCOS``; ``test_score_thresh`` may be "prior" or
@@ -55,15 +57,22 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
             **cls.threshold_from_config(cfg),
         }
 
-    def localisation(self, anchors, pred_anchor_deltas, pred_centerness, gt_boxes, foreground):
+    def localisation(
+        self,
+        anchors: list[Boxes],
+        pred_anchor_deltas,
+        pred_centerness,
+        gt_boxes,
+        foreground: Tensor,
+    ) -> tuple:
         """
         Args:
-            anchors (list[Boxes]): the points of each level, as boxes as large as the stride.
+            anchors: the points of each level, as boxes as large as the stride.
             pred_anchor_deltas, pred_centerness, gt_boxes: as in ``losses``.
-            foreground (Tensor): (N, R) bool.
+            foreground: (N, R) bool.
 
         Returns:
-            tuple: (box loss, centerness loss), sums over the foreground; what each is divided by.
+            (box loss, centerness loss), sums over the foreground; what each is divided by.
         """
         num_foreground = foreground.sum()
         with torch.autocast(foreground.device.type, enabled=False):

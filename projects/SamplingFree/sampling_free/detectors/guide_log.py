@@ -4,6 +4,8 @@ import logging
 import math
 
 import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor
 
 from ..method.guided_loss import num_processes
 
@@ -30,14 +32,14 @@ class GuideLog:
         self.ratio = None
         self.warned = False
 
-    def write(self, losses, storage, scalars):
+    def write(self, losses, storage: EventStorage, scalars: dict[str, Tensor]):
         """
         Args:
             losses (GuidedLosses):
-            storage (EventStorage): gets guide/r, guide/loss_cls_raw and guide/empty_batches (a
+            storage: gets guide/r, guide/loss_cls_raw and guide/empty_batches (a
                 running count), with the head's name after guide/. What is not finite is left out:
                 the step stops or is skipped, and the writers' median would be lost for 20 more.
-            scalars (dict[str, Tensor]): written besides, under their own names.
+            scalars: written besides, under their own names.
         """
         numbers = losses.ratio, losses.loss_cls_raw, losses.num_foreground, *scalars.values()
         self.ratio, loss_cls_raw, num_foreground, *values = torch.stack(

@@ -18,9 +18,10 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.structures.boxes import matched_pairwise_iou
 from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..method.classification_loss import sigmoid_bce_all
@@ -43,19 +44,19 @@ class PAA(ATSS):
     def __init__(
         self,
         *,
-        iou_threshold=0.1,
-        box_loss_weight=1.3,
-        iou_loss_weight=0.5,
-        score_voting=True,
+        iou_threshold: float = 0.1,
+        box_loss_weight: float = 1.3,
+        iou_loss_weight: float = 0.5,
+        score_voting: bool = True,
         **kwargs,
     ):
         """
         Args:
-            iou_threshold (float): an anchor is a candidate of the object that it overlaps most if
+            iou_threshold: an anchor is a candidate of the object that it overlaps most if
                 their IoU is at least that; the best anchors of an object are in any case.
-            box_loss_weight (float): of the GIoU loss.
-            iou_loss_weight (float): of the loss of the predicted IoU.
-            score_voting (bool): in inference.
+            box_loss_weight: of the GIoU loss.
+            iou_loss_weight: of the loss of the predicted IoU.
+            score_voting: in inference.
             kwargs: as in ``ATSS``; ``topk`` is the number of candidates by the network's loss.
         """
         super().__init__(box_loss_weight=box_loss_weight, **kwargs)
@@ -87,13 +88,19 @@ class PAA(ATSS):
         return self.losses(anchors, logits, labels, deltas, boxes, quality)
 
     @torch.no_grad()
-    def label_by_prediction(self, anchors, gt_instances, pred_logits, pred_anchor_deltas):
+    def label_by_prediction(
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+    ):
         """
         Args:
-            anchors (list[Boxes]): one for each level.
-            gt_instances (list[Instances]): N times the ground truth.
-            pred_logits (list[Tensor]): for each level (N, K, Hi, Wi), as the head gives them.
-            pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi, 4).
+            anchors: one for each level.
+            gt_instances: N times the ground truth.
+            pred_logits: for each level (N, K, Hi, Wi), as the head gives them.
+            pred_anchor_deltas: for each level (N, Hi*Wi, 4).
 
         Returns:
             tuple[list[Tensor], list[Tensor]]: as ``ATSS.label_anchors``.
@@ -117,14 +124,14 @@ class PAA(ATSS):
         matched = [paa_match(x, k, sizes, self.topk) for x, k in zip(losses, objects)]
         return self.labels_and_boxes(matched, gt_instances)
 
-    def candidate_objects(self, anchors, gt_boxes):
+    def candidate_objects(self, anchors: Boxes, gt_boxes: Boxes) -> Tensor:
         """
         Args:
-            anchors (Boxes): (R, 4) of all levels.
-            gt_boxes (Boxes): (G, 4).
+            anchors: (R, 4) of all levels.
+            gt_boxes: (G, 4).
 
         Returns:
-            Tensor: (R,) index of the object that each anchor would be matched with, or -1.
+            (R,) index of the object that each anchor would be matched with, or -1.
         """
         # One without an area overlaps nothing, and the matcher would give it everything.
         objects = gt_boxes.nonempty().nonzero().squeeze(1)
@@ -133,17 +140,19 @@ class PAA(ATSS):
         indices, labels = self.matcher(pairwise_iou(gt_boxes[objects], anchors))
         return torch.where(labels == 1, objects[indices], -1)
 
-    def anchor_losses(self, pred_logits, labels, foreground, loc):
+    def anchor_losses(
+        self, pred_logits: list[Tensor], labels: Tensor, foreground: Tensor, loc: Tensor
+    ) -> Tensor:
         """What the network says of each candidate: classification plus localisation loss.
 
         Args:
-            pred_logits (list[Tensor]): for each level (N, K, Hi, Wi).
-            labels (Tensor): (N, R) of the candidates' objects, 0..K-1; K elsewhere.
-            foreground (Tensor): (N, R) bool: the candidates, M in all.
-            loc (Tensor): (M,) GIoU loss of each.
+            pred_logits: for each level (N, K, Hi, Wi).
+            labels: (N, R) of the candidates' objects, 0..K-1; K elsewhere.
+            foreground: (N, R) bool: the candidates, M in all.
+            loc: (M,) GIoU loss of each.
 
         Returns:
-            Tensor: (M,)
+            (M,)
         """
         logits = logits_at(pred_logits, foreground)  # (M, K)
         one_hot = F.one_hot(labels[foreground], self.num_classes).to(logits.dtype)
@@ -190,14 +199,14 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
         return cls * guide_ratio(*totals) + loc
 
 
-def logits_at(pred_logits, mask):
+def logits_at(pred_logits: list[Tensor], mask: Tensor) -> Tensor:
     """
     Args:
-        pred_logits (list[Tensor]): for each level (N, K, Hi, Wi).
-        mask (Tensor): (N, R) bool, with M true.
+        pred_logits: for each level (N, K, Hi, Wi).
+        mask: (N, R) bool, with M true.
 
     Returns:
-        Tensor: (M, K) float32, image by image.
+        (M, K) float32, image by image.
     """
     masks = mask.split([x.shape[2] * x.shape[3] for x in pred_logits], dim=1)
     levels = list(zip(pred_logits, masks))

@@ -16,18 +16,19 @@ import warnings
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..utils.errors import BadInput
 
 
-def num_positives(losses):
+def num_positives(losses) -> int:
     """How many of an object's candidates are foreground.
 
     Args:
         losses (ndarray): (n,) in ascending order, n >= 1, finite.
 
     Returns:
-        int: in 1..n; the first so many are foreground.
+        In 1..n; the first so many are foreground.
     """
     if len(losses) == 1:
         return 1
@@ -51,16 +52,16 @@ def num_positives(losses):
 
 
 @torch.no_grad()
-def paa_match(losses, objects, num_per_level, topk=9):
+def paa_match(losses: Tensor, objects: Tensor, num_per_level: list[int], topk: int = 9) -> Tensor:
     """
     Args:
-        losses (Tensor): (R,) of each anchor for the object in ``objects``.
-        objects (Tensor): (R,) the object that an anchor would be matched with, -1 for none.
-        num_per_level (list[int]): anchors of each level, R in sum.
-        topk (int): k, candidates of each level.
+        losses: (R,) of each anchor for the object in ``objects``.
+        objects: (R,) the object that an anchor would be matched with, -1 for none.
+        num_per_level: anchors of each level, R in sum.
+        topk: k, candidates of each level.
 
     Returns:
-        Tensor: (R,) index of the object of each anchor, -1 for background.
+        (R,) index of the object of each anchor, -1 for background.
 
     Raises:
         FloatingPointError: for a loss that is not finite.

@@ -6,12 +6,16 @@ Three losses: classification over every point, a box loss and the loss of a qual
 (centerness or IoU) over the foreground. The mean of the last two is the guide.
 """
 
+from typing import Any
+
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import cat
 from detectron2.modeling import build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 
 from ..method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from ..method.guided_loss import guided_losses
@@ -49,18 +53,26 @@ class GuidedPoints(PriorBias):
         """Labels and boxes of the anchors; PAA takes what was predicted into account."""
         return self.label_anchors(anchors, gt_instances)
 
-    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality):
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes,
+        pred_quality: list[Tensor],
+    ) -> dict[str, Tensor]:
         """
         Args:
-            anchors (list[Boxes]): one for each level.
-            pred_logits (list[Tensor]): for each level (N, K, Hi, Wi), as the head gives them.
-            pred_anchor_deltas, pred_quality (list[Tensor]): for each level (N, Hi*Wi, 4 or 1).
-            gt_labels (list[Tensor]): N times (R,): 0..K-1 foreground, K background.
+            anchors: one for each level.
+            pred_logits: for each level (N, K, Hi, Wi), as the head gives them.
+            pred_anchor_deltas, pred_quality: for each level (N, Hi*Wi, 4 or 1).
+            gt_labels: N times (R,): 0..K-1 foreground, K background.
             gt_boxes (list[Boxes or Tensor]): N times (R, 4), of the matched objects; for FCOS it
                 depends on the version of Detectron2 which of the two.
 
         Returns:
-            dict[str, Tensor]: by ``loss_names``: the classification loss, scaled by the guide,
+            By ``loss_names``: the classification loss, scaled by the guide,
             which in "iteration" makes it the mean of the other two; "loss_guide" where the guide
             learns. The event storage gets "guide/r" and "guide/loss_cls_raw".
         """
@@ -93,17 +105,19 @@ class GuidedPoints(PriorBias):
         return {**dict(names_and_values), **losses.extra("loss_guide")}
 
 
-def foreground_rows(anchors, predictions, gt_boxes, foreground):
+def foreground_rows(
+    anchors: list[Boxes], predictions: tuple[list[Tensor]], gt_boxes, foreground: Tensor
+) -> tuple[Tensor, ...]:
     """The foreground of a batch, in float32: the area of a box of 256 px is beyond float16.
 
     Args:
-        anchors (list[Boxes]): of each level.
-        predictions (tuple[list[Tensor]]): each for each level (N, Hi*Wi, D).
+        anchors: of each level.
+        predictions: each for each level (N, Hi*Wi, D).
         gt_boxes (list[Boxes or Tensor]): N times (R, 4).
-        foreground (Tensor): (N, R) bool.
+        foreground: (N, R) bool.
 
     Returns:
-        tuple[Tensor]: anchors (N_f, 4), objects (N_f, 4), and (N_f, D) of each prediction.
+        Anchors (N_f, 4), objects (N_f, 4), and (N_f, D) of each prediction.
     """
     anchors = Boxes.cat(anchors).tensor.expand(len(gt_boxes), -1, -1)  # (N, R, 4)
     gt_boxes = torch.stack([getattr(x, "tensor", x) for x in gt_boxes])
@@ -119,18 +133,18 @@ def require_finite(boxes):
     return boxes
 
 
-def point_detector_arguments(cfg, node):
+def point_detector_arguments(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
     """Constructor arguments from Detectron2's RetinaNet YAML, of which FCOS has most in common.
 
     P6 and P7 are made of C5 then, as that file has it, and not of P5 as in Detectron2's LazyConfig
     of FCOS.
 
     Args:
-        cfg (CfgNode):
-        node (CfgNode): ``MODEL.SAMPLING_FREE.FCOS``, or that of another detector.
+        cfg:
+        node: ``MODEL.SAMPLING_FREE.FCOS``, or that of another detector.
 
     Returns:
-        dict[str, Any]: what FCOS, ATSS and PAA share.
+        What FCOS, ATSS and PAA share.
     """
     retinanet = cfg.MODEL.RETINANET
     backbone = build_backbone(cfg)

@@ -9,7 +9,9 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 
 from ..method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from ..method.guided_loss import guided_losses
@@ -31,15 +33,22 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
     classifier_bias_name = "head.cls_score.bias"
 
     @configurable
-    def __init__(self, *, prior="auto", guide=RECOMMENDED, box_reg_loss_weight=1.0, **kwargs):
+    def __init__(
+        self,
+        *,
+        prior: float | list[float] | str = "auto",
+        guide: str | float = RECOMMENDED,
+        box_reg_loss_weight: float = 1.0,
+        **kwargs,
+    ):
         """
         Args:
-            prior (float, list[float] or str): start score at every anchor, of every class or of
+            prior: start score at every anchor, of every class or of
                 each; "auto" has the hook ``PriorInit`` measure the one on the training set,
                 "per_class" (ours) the other.
-            guide (str or float): "iteration", r = L_loc / L_cls in every iteration; "gradient",
+            guide: "iteration", r = L_loc / L_cls in every iteration; "gradient",
                 "frozen" or a constant instead: see guides.py.
-            box_reg_loss_weight (float): factor of the box loss, which is summed over the four
+            box_reg_loss_weight: factor of the box loss, which is summed over the four
                 coordinates and divided by the number of foreground anchors. The authors' code
                 has its mean over the coordinates: 0.25. As it guides the classification loss it
                 scales that too.
@@ -69,17 +78,24 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
         return self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
 
-    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
         """
         Args:
-            anchors (list[Boxes]): one for each level.
-            pred_logits (list[Tensor]): for each level (N, A*K, Hi, Wi), as the head gives them.
-            pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, 4).
-            gt_labels (list[Tensor]): N times (R,): -1 ignored, 0..K-1 foreground, K background.
-            gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
+            anchors: one for each level.
+            pred_logits: for each level (N, A*K, Hi, Wi), as the head gives them.
+            pred_anchor_deltas: for each level (N, Hi*Wi*A, 4).
+            gt_labels: N times (R,): -1 ignored, 0..K-1 foreground, K background.
+            gt_boxes: N times (R, 4), of the matched objects.
 
         Returns:
-            dict[str, Tensor]: "loss_cls", scaled by the guide, which in "iteration" makes it as
+            "loss_cls", scaled by the guide, which in "iteration" makes it as
             large as "loss_box_reg", the other; "loss_guide" where the guide learns. The event
             storage gets "guide/r" and "guide/loss_cls_raw", the loss before scaling.
         """

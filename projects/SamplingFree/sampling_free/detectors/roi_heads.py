@@ -22,7 +22,7 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 from ..method.classification_loss import cross_entropy_gradient_norm
 from ..method.guided_loss import guided_losses, num_processes, sum_over_processes
@@ -45,12 +45,19 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
     classifier_bias_name = "cls_score.bias"
 
     @configurable
-    def __init__(self, input_shape, *, guide=RECOMMENDED, softmax_prior=None, **kwargs):
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        guide: str | float = RECOMMENDED,
+        softmax_prior: float | None = None,
+        **kwargs,
+    ):
         """
         Args:
-            input_shape (ShapeSpec): as in Detectron2's ``FastRCNNOutputLayers``.
-            guide (str or float): as in ``SamplingFreeRetinaNet``.
-            softmax_prior (float or None): start score of each class, in (0, 1 / K), set by the
+            input_shape: as in Detectron2's ``FastRCNNOutputLayers``.
+            guide: as in ``SamplingFreeRetinaNet``.
+            softmax_prior: start score of each class, in (0, 1 / K), set by the
                 background's bias. The authors leave it off: about one proposal in ten is
                 foreground, so that there is little to repair.
             kwargs: as in Detectron2's ``FastRCNNOutputLayers``.
@@ -85,14 +92,16 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
             "softmax_prior": node.SOFTMAX_PRIOR,
         }
 
-    def losses(self, predictions, proposals):
+    def losses(
+        self, predictions: tuple[Tensor, ...], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
         """
         Args:
-            predictions (tuple[Tensor]): logits (R, K+1) and box deltas (R, 4) or (R, 4K).
-            proposals (list[Instances]): labelled, all of them, as ``ROIHeads`` does it.
+            predictions: logits (R, K+1) and box deltas (R, 4) or (R, 4K).
+            proposals: labelled, all of them, as ``ROIHeads`` does it.
 
         Returns:
-            dict[str, Tensor]: "loss_cls", scaled by the guide, which in "iteration" makes it
+            "loss_cls", scaled by the guide, which in "iteration" makes it
             twice as large as "loss_box_reg", the other; "loss_guide" where the guide learns. The
             event storage gets "guide/roi/r" and "guide/roi/loss_cls_raw".
         """
@@ -129,15 +138,17 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
 class EveryProposal:
     """Mixin for Detectron2's ``ROIHeads``: no proposal is dropped, except the ignored."""
 
-    def _sample_proposals(self, matched_idxs, matched_labels, gt_classes):
+    def _sample_proposals(
+        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            matched_idxs (Tensor): (Ri,) the best object of each proposal of an image.
-            matched_labels (Tensor): (Ri,) -1 ignored, 0 background, 1 foreground.
-            gt_classes (Tensor): of the objects.
+            matched_idxs: (Ri,) the best object of each proposal of an image.
+            matched_labels: (Ri,) -1 ignored, 0 background, 1 foreground.
+            gt_classes: of the objects.
 
         Returns:
-            tuple[Tensor, Tensor]: indices of the proposals, and their classes in 0..K.
+            Indices of the proposals, and their classes in 0..K.
         """
         labels = torch.full_like(matched_idxs, self.num_classes)
         if len(gt_classes) == 0:  # the matcher's labels mean nothing
@@ -164,14 +175,14 @@ class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
     def __init__(
         self,
         *,
-        max_mask_positives=None,
+        max_mask_positives: int | None = None,
         batch_size_per_image=None,
         positive_fraction=None,
         **kwargs,
     ):
         """
         Args:
-            max_mask_positives (int or None): at most so many foreground proposals of an image,
+            max_mask_positives: at most so many foreground proposals of an image,
                 drawn at random, are given to the mask head; None gives it all. Sampling in
                 Detectron2's default recipe leaves 128.
             kwargs: as in Detectron2's class; each box predictor is a
@@ -266,15 +277,15 @@ def require_guided(roi_heads):
             )
 
 
-def of_all_processes(losses, num):
+def of_all_processes(losses: dict[str, Tensor], num: int) -> dict[str, Tensor]:
     """Makes losses that are means over samples of this process means over those of all.
 
     Args:
-        losses (dict[str, Tensor]): scalars.
-        num (int): samples of this process.
+        losses: scalars.
+        num: samples of this process.
 
     Returns:
-        dict[str, Tensor]: such that the mean over the processes, which is what
+        Such that the mean over the processes, which is what
         ``DistributedDataParallel`` makes of gradients, is the mean over all samples.
     """
     if num_processes() == 1 or not losses:

@@ -10,7 +10,9 @@ assignment and proposals are Detectron2's own.
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 
 from ..method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from ..method.guided_loss import guided_losses
@@ -70,17 +72,24 @@ class SamplingFreeRPN(PriorBias, RPN):
     def _subsample_labels(self, label):
         return label
 
-    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
         """
         Args:
-            anchors (list[Boxes]): one for each level.
-            pred_objectness_logits (list[Tensor]): for each level (N, Hi*Wi*A).
-            gt_labels (list[Tensor]): N times (R,): -1 ignored, 0 background, 1 foreground.
-            pred_anchor_deltas (list[Tensor]): for each level (N, Hi*Wi*A, 4).
-            gt_boxes (list[Tensor]): N times (R, 4), of the matched objects.
+            anchors: one for each level.
+            pred_objectness_logits: for each level (N, Hi*Wi*A).
+            gt_labels: N times (R,): -1 ignored, 0 background, 1 foreground.
+            pred_anchor_deltas: for each level (N, Hi*Wi*A, 4).
+            gt_boxes: N times (R, 4), of the matched objects.
 
         Returns:
-            dict[str, Tensor]: "loss_rpn_cls", scaled by the guide, which in "iteration" makes it
+            "loss_rpn_cls", scaled by the guide, which in "iteration" makes it
             as large as "loss_rpn_loc", the other; "loss_rpn_guide" where the guide learns. The
             event storage gets "guide/rpn/r" and "guide/rpn/loss_cls_raw".
         """

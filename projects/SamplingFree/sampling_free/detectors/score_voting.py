@@ -4,20 +4,20 @@ Source: arXiv 2007.08103, section 3.4, equations 8 and 9.
 """
 
 import torch
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 
 SIGMA_SQUARED = 0.025  # of the authors' code
 MIN_IOU = 0.01
 
 
-def vote(detections, candidates):
+def vote(detections: Instances, candidates: Instances) -> Boxes:
     """
     Args:
-        detections (Instances): D, after NMS: pred_boxes, scores, pred_classes.
-        candidates (Instances): P, before NMS, the same fields; the detections are among them.
+        detections: D, after NMS: pred_boxes, scores, pred_classes.
+        candidates: P, before NMS, the same fields; the detections are among them.
 
     Returns:
-        Boxes: (D, 4) means of the candidates of the same class with an IoU above 0.01, weighted
+        (D, 4) means of the candidates of the same class with an IoU above 0.01, weighted
         by p_i = s_i * exp(-(1 - IoU)^2 / sigma^2).
     """
     boxes = detections.pred_boxes.tensor

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
+from omegaconf import DictConfig
 
 from ..checkpoint.checkpointer import CannotFetch, NamingCheckpointer
 from ..counting.count import is_fast
@@ -33,16 +34,15 @@ MOST_BATCHES = 20  # to look for one with an object
 MOST_COUNTED = 200  # images, where counting is slow
 
 
-def check_imbalance(cfg, config_file="", max_images=None):
+def check_imbalance(
+    cfg: DictConfig, config_file: str = "", max_images: int | None = None
+) -> Imbalance:
     """
     Args:
-        cfg (DictConfig): as ``load_config`` reads it.
-        config_file (str): for the report.
-        max_images (int or None): of the training set are counted, evenly spread. None for all, or
+        cfg: as ``load_config`` reads it.
+        config_file: for the report.
+        max_images: of the training set are counted, evenly spread. None for all, or
             200 where counting is slow.
-
-    Returns:
-        Imbalance
 
     Raises:
         BadInput: as the training would; and if no batch has an object.

@@ -16,6 +16,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
 
 from ..detectors.bias import PriorBias
 from ..utils.errors import naming_non_finite
@@ -101,7 +102,7 @@ class Measurement:
     other_features: dict
 
 
-def measure(model, inputs, with_parts=False):
+def measure(model: nn.Module, inputs: list[dict], with_parts: bool = False) -> Measurement:
     """One forward pass, and the gradients of its losses down to the backbone's feature maps.
 
     In float32 whatever the training's precision, as gradients this small vanish in float16. The
@@ -109,12 +110,9 @@ def measure(model, inputs, with_parts=False):
     afterwards as they were.
 
     Args:
-        model (nn.Module): a detector in training mode, not wrapped.
-        inputs (list[dict]): a training batch.
-        with_parts (bool): find the foreground's and background's part of the loss' value too.
-
-    Returns:
-        Measurement
+        model: a detector in training mode, not wrapped.
+        inputs: a training batch.
+        with_parts: find the foreground's and background's part of the loss' value too.
 
     Raises:
         BadInput: for a model without a head that is known.
@@ -201,14 +199,14 @@ def _prior_key(head):
     return "model.head.prior_prob" if isinstance(head, DenseDetector) else ""
 
 
-def score_histograms(right, others):
+def score_histograms(right: Tensor, others: Tensor) -> dict[str, list]:
     """
     Args:
-        right (Tensor): (N_f,) score of the right class at each foreground sample.
-        others (Tensor): (N_b, K) scores at the background; the highest of each sample counts.
+        right: (N_f,) score of the right class at each foreground sample.
+        others: (N_b, K) scores at the background; the highest of each sample counts.
 
     Returns:
-        dict[str, list]: "edges", log10 of scores, B + 1 of them; "foreground" and "background",
+        "edges", log10 of scores, B + 1 of them; "foreground" and "background",
         counts of the B bins. What is smaller than the first edge is in the first bin.
     """
     edges = torch.linspace(LOWEST, 0, BINS + 1)

@@ -16,6 +16,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..detectors.atss import ATSS
@@ -71,13 +72,13 @@ class CapturedHead:
         self.cls_name = next(names[k] for k in self.terms if "cls" in k)
         self.loc_names = [names[k] for k in self.terms if "cls" not in k and "guide" not in k]
 
-    def logits(self, values=None):
+    def logits(self, values: list[Tensor] | None = None) -> list[Tensor]:
         """
         Args:
-            values (list[Tensor]): like ``outputs``, default: these.
+            values: like ``outputs``, default: these.
 
         Returns:
-            list[Tensor]: float32, without gradient, (rows, K), of a softmax (rows, K + 1).
+            Float32, without gradient, (rows, K), of a softmax (rows, K + 1).
         """
         values = self.outputs if values is None else values
         columns = self.num_classes + self.is_softmax
@@ -99,14 +100,14 @@ class CapturedHead:
         foreground = [(x >= 0) & (x < self.num_classes) for x in labels]
         return foreground, [x == self.num_classes for x in labels]
 
-    def masked(self, values, masks):
+    def masked(self, values: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         """
         Args:
-            values (list[Tensor]): like ``outputs``.
-            masks (list[Tensor]): as of :meth:`rows`.
+            values: like ``outputs``.
+            masks: as of :meth:`rows`.
 
         Returns:
-            list[Tensor]: the values, zero outside the masks.
+            The values, zero outside the masks.
         """
         result = []
         for x, mask, labels in zip(values, masks, self.labels):
@@ -129,10 +130,10 @@ class CapturedHead:
         return sum(int((x >= 0).sum()) for x in self.labels)
 
     @torch.no_grad()
-    def scores(self):
+    def scores(self) -> tuple[Tensor, Tensor]:
         """
         Returns:
-            tuple[Tensor, Tensor]: score of the right class at each foreground sample, (N_f,), and
+            Score of the right class at each foreground sample, (N_f,), and
             the scores of all classes at each background sample, (N_b, K). Float32.
         """
         right, others = [], []
@@ -170,7 +171,7 @@ class CapturedHead:
         return total / self.num_foreground if self.num_foreground else None
 
     @torch.no_grad()
-    def loss_parts(self, gradients):
+    def loss_parts(self, gradients: list[Tensor]) -> tuple[float, float]:
         """Foreground's and background's part of the classification loss.
 
         Focal loss is computed anew. Every other loss here is cross entropy whose weights carry no
@@ -178,10 +179,10 @@ class CapturedHead:
         its gradient to that of cross entropy.
 
         Args:
-            gradients (list[Tensor]): of the classification loss at ``outputs``.
+            gradients: of the classification loss at ``outputs``.
 
         Returns:
-            tuple[float, float]: they sum to the loss term.
+            They sum to the loss term.
         """
         parts = [0.0, 0.0]
         for logits, grad, labels, *masks in zip(
@@ -224,11 +225,11 @@ def _weights(gradients, plain):
 
 
 @contextlib.contextmanager
-def captured_heads(model):
+def captured_heads(model: nn.Module):
     """Listens to the ``losses`` of every head of a detector.
 
     Args:
-        model (nn.Module): a whole detector, not wrapped.
+        model: a whole detector, not wrapped.
 
     Yields:
         list[CapturedHead]: gets one for each call that has a gradient.

@@ -47,11 +47,11 @@ class ImbalanceMonitor(HookBase):
     measured.
     """
 
-    def __init__(self, period, output_dir=""):
+    def __init__(self, period: int, output_dir: str = ""):
         """
         Args:
-            period (int): iterations, from 1 up.
-            output_dir (str): where the histograms go; "" writes none.
+            period: iterations, from 1 up.
+            output_dir: where the histograms go; "" writes none.
 
         Raises:
             BadInput: for another period.
@@ -108,13 +108,13 @@ class ImbalanceMonitor(HookBase):
             logger.warning(line)
 
 
-def scalars(measurement):
+def scalars(measurement) -> dict[str, float]:
     """
     Args:
         measurement (Measurement):
 
     Returns:
-        dict[str, float]: by the names in :class:`ImbalanceMonitor`; without what there is none of.
+        By the names in :class:`ImbalanceMonitor`; without what there is none of.
     """
     numbers = {f"features/{name}": x for name, x in measurement.other_features.items()}
     for head in measurement.heads:

@@ -10,11 +10,11 @@ MOST_CLASSES = 20
 FOREGROUND, BACKGROUND, OTHER = "#D55E00", "#0072B2", "#999999"  # colour-blind safe
 
 
-def plot_imbalance(found, output_png):
+def plot_imbalance(found, output_png: str):
     """
     Args:
         found (Imbalance):
-        output_png (str): written; the folder is made.
+        output_png: written; the folder is made.
     """
     figure = Figure(figsize=(12, 8), dpi=110, layout="constrained")
     (levels, classes), (losses, gradients) = figure.subplots(2, 2)

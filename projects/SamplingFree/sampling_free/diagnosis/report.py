@@ -50,27 +50,27 @@ class Imbalance:
     is_yaml: bool = False
 
     @property
-    def classes(self):
+    def classes(self) -> dict[str, float]:
         """
         Returns:
-            dict[str, float]: foreground anchors of each class, or its objects where the counts are
+            Foreground anchors of each class, or its objects where the counts are
             those of an RPN, which knows but one class.
         """
         has_classes = self.estimate.per_class.keys() == self.objects.keys()
         return self.estimate.per_class if has_classes or not self.objects else self.objects
 
-    def optimal_prior(self, head):
+    def optimal_prior(self, head) -> float | None:
         """
         Returns:
-            float or None: pi*, of the data set; of a head that gets proposals or sampled anchors,
+            Pi*, of the data set; of a head that gets proposals or sampled anchors,
             of the batch.
         """
         return self.estimate.prior if head.takes_all_anchors else head.optimal_prior
 
-    def least_loss(self, head):
+    def least_loss(self, head) -> float | None:
         """
         Returns:
-            float or None: the least cross entropy per foreground sample that one score for all can
+            The least cross entropy per foreground sample that one score for all can
             have, about -log(pi*) + 1; None for a softmax, which has no such score.
         """
         if head.takes_all_anchors:
@@ -131,13 +131,13 @@ class Imbalance:
         return "\n".join(lines)
 
 
-def verdicts(found):
+def verdicts(found: Imbalance) -> list[str]:
     """
     Args:
-        found (Imbalance):
+        found:
 
     Returns:
-        list[str]: sentences, those of the data first.
+        Sentences, those of the data first.
     """
     estimate, lines = found.estimate, []
     if estimate.num_objects and estimate.num_unreached / estimate.num_objects >= UNREACHED:

@@ -17,13 +17,13 @@ LARGE = 10
 FORGOTTEN = 0.1
 
 
-def explosion(head):
+def explosion(head) -> str:
     """
     Args:
         head (HeadMeasurement):
 
     Returns:
-        str: one sentence if gradients are not finite or far too large, else "".
+        One sentence if gradients are not finite or far too large, else "".
     """
     norms = [*head.outputs.items(), *head.features.items()]
     wrong = dict.fromkeys(k for k, x in norms if not math.isfinite(x))
@@ -38,13 +38,13 @@ def explosion(head):
     )
 
 
-def collapse(head):
+def collapse(head) -> str:
     """
     Args:
         head (HeadMeasurement):
 
     Returns:
-        str: one sentence if everything is background to this head, else "".
+        One sentence if everything is background to this head, else "".
     """
     score, prior = head.scores.get("foreground"), head.optimal_prior
     if score is None or prior is None or not score < FORGOTTEN * prior:  # NaN explodes

@@ -7,14 +7,15 @@ are half precision and the boxes are not.
 import functools
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map
 
 
-def losses_in_float32(model):
+def losses_in_float32(model: nn.Module):
     """Lets a dense detector, in place, compute its losses in float32 also under autocast.
 
     Args:
-        model (nn.Module): with Detectron2's method ``losses``, of lists of tensors and ``Boxes``.
+        model: with Detectron2's method ``losses``, of lists of tensors and ``Boxes``.
     """
     losses = model.losses
 

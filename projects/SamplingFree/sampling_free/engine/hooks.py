@@ -4,6 +4,7 @@ import glob
 import logging
 import math
 import os
+from collections.abc import Callable
 
 import torch
 from detectron2.config import instantiate
@@ -95,13 +96,13 @@ class ResumableWriter(PeriodicWriter):
         newest (int): the newest iteration that its files have; -1 without one.
     """
 
-    def __init__(self, build_writers, metrics, period):
+    def __init__(self, build_writers: Callable, metrics: str, period: int):
         """
         Args:
-            build_writers (callable): () -> list[EventWriter]; called when the training starts, as
+            build_writers: () -> list[EventWriter]; called when the training starts, as
                 they open their files.
-            metrics (str): path of metrics.json.
-            period (int): in iterations.
+            metrics: path of metrics.json.
+            period: in iterations.
         """
         super().__init__([], period)
         self._build_writers = build_writers

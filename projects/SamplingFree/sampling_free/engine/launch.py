@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from datetime import timedelta
 
 from detectron2.engine import launch
@@ -24,11 +25,11 @@ def add_timeout(parser):
     )
 
 
-def start(function, args):
+def start(function: Callable, args):
     """Calls ``function(args)`` in every process, with their process group set up.
 
     Args:
-        function (callable): can be pickled.
+        function: can be pickled.
         args (Namespace): of Detectron2's ``default_argument_parser`` and :func:`add_timeout`.
 
     Raises:

@@ -6,29 +6,31 @@ batch, k times the learning rate.
 
 import logging
 
+from omegaconf import DictConfig
+
 from ..utils.errors import BadInput
 
 logger = logging.getLogger(__name__)
 
 
-def linear_factor(batch_size, reference_batch_size):
+def linear_factor(batch_size: int, reference_batch_size: int) -> float:
     """What a learning rate is multiplied by.
 
     Args:
-        batch_size (int): images over all processes.
-        reference_batch_size (int): that the learning rate was chosen for; 0 scales nothing.
+        batch_size: images over all processes.
+        reference_batch_size: that the learning rate was chosen for; 0 scales nothing.
 
     Returns:
-        float: above 0.
+        Above 0.
     """
     return batch_size / reference_batch_size if reference_batch_size else 1.0
 
 
-def scale_learning_rates(cfg, optimizer):
+def scale_learning_rates(cfg: DictConfig, optimizer):
     """Multiplies the rate of every parameter group, in place, as the config says; logs it.
 
     Args:
-        cfg (DictConfig): ``train.reference_batch_size`` and ``dataloader.train.total_batch_size``.
+        cfg: ``train.reference_batch_size`` and ``dataloader.train.total_batch_size``.
         optimizer (torch.optim.Optimizer): fresh from the config; what a checkpoint holds has been
             scaled before.
 
@@ -59,11 +61,11 @@ def scale_learning_rates(cfg, optimizer):
     )
 
 
-def warn_if_other(built, optimizer):
+def warn_if_other(built: list[float], optimizer):
     """Says so where a resumed run goes on with other learning rates than its config has.
 
     Args:
-        built (list[float]): the rate of each parameter group, from the config.
+        built: the rate of each parameter group, from the config.
         optimizer (torch.optim.Optimizer): as loaded from a checkpoint.
     """
     kept = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]

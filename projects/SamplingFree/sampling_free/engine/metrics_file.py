@@ -31,16 +31,16 @@ class _StrictLines:
         return getattr(self._file, name)
 
 
-def cut(path, start_iter, end=None):
+def cut(path: str, start_iter: int, end: int | None = None) -> int:
     """Takes out what a resumed run will write again, and a line that is torn.
 
     Args:
-        path (str): metrics.json; need not exist.
-        start_iter (int): the first iteration to come.
-        end (int or None): where a shorter run ended; its evaluation stays if this one begins there.
+        path: metrics.json; need not exist.
+        start_iter: the first iteration to come.
+        end: where a shorter run ended; its evaluation stays if this one begins there.
 
     Returns:
-        int: the newest iteration before it in the file; -1 without one.
+        The newest iteration before it in the file; -1 without one.
     """
     if not os.path.isfile(path):
         return -1
@@ -55,11 +55,11 @@ def cut(path, start_iter, end=None):
     return max(before, default=-1)
 
 
-def put_aside(path):
+def put_aside(path: str):
     """Renames the file of a run that left no checkpoint, for one that is resumed from nothing.
 
     Args:
-        path (str): metrics.json; need not exist. It becomes metrics.json.1, or the next number.
+        path: metrics.json; need not exist. It becomes metrics.json.1, or the next number.
     """
     if os.path.isfile(path) and os.path.getsize(path):
         free = next(n for n in itertools.count(1) if not os.path.exists(f"{path}.{n}"))

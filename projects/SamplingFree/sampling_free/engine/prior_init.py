@@ -56,25 +56,25 @@ class PriorInit(HookBase):
     @configurable
     def __init__(
         self,
-        dataset_dicts,
-        mapper,
-        names=(),
+        dataset_dicts: list[dict],
+        mapper: DatasetMapper,
+        names: str | list[str] = (),
         *,
-        output_dir="",
-        prior_file="",
-        reset_prior=False,
-        follow_loader=False,
+        output_dir: str = "",
+        prior_file: str = "",
+        reset_prior: bool = False,
+        follow_loader: bool = False,
     ):
         """
         Args:
-            dataset_dicts (list[dict]): the training set in Detectron2's format.
-            mapper (DatasetMapper): the training mapper, for its augmentations. Of another kind,
+            dataset_dicts: the training set in Detectron2's format.
+            mapper: the training mapper, for its augmentations. Of another kind,
                 the batches of the trainer's loader are measured.
-            names (str or list[str]): registered names, for class names and the record.
-            output_dir (str): where prior.json goes; "" writes none.
-            prior_file (str): read this estimate instead of measuring; refused if it is stale.
-            reset_prior (bool): set the bias of a loaded head, too.
-            follow_loader (bool): what the trainer's loader gives counts, not ``mapper``.
+            names: registered names, for class names and the record.
+            output_dir: where prior.json goes; "" writes none.
+            prior_file: read this estimate instead of measuring; refused if it is stale.
+            reset_prior: set the bias of a loaded head, too.
+            follow_loader: what the trainer's loader gives counts, not ``mapper``.
         """
         self.dataset_dicts = dataset_dicts
         self.mapper = mapper

@@ -40,13 +40,21 @@ class PrecisionTrainer(SimpleTrainer):
             all of them.
     """
 
-    def __init__(self, model, data_loader, optimizer, device, dtype=None, skip_nonfinite=0):
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        device: str,
+        dtype: str | None = None,
+        skip_nonfinite: int = 0,
+    ):
         """
         Args:
             model, data_loader, optimizer: as in ``SimpleTrainer``.
-            device (str): "cuda" or "cpu".
-            dtype (str or None): a key of ``DTYPES``, or None for full precision.
-            skip_nonfinite (int): so many batches in a row, whose loss or gradient is not finite,
+            device: "cuda" or "cpu".
+            dtype: a key of ``DTYPES``, or None for full precision.
+            skip_nonfinite: so many batches in a row, whose loss or gradient is not finite,
                 are left out before the run stops.
         """
         super().__init__(model, data_loader, optimizer)

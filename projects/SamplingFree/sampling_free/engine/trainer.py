@@ -20,6 +20,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
+from omegaconf import DictConfig
 
 from ..checkpoint.checkpointer import NamingCheckpointer, load_trained
 from ..data.datasets import (
@@ -155,11 +156,11 @@ class LazyTrainer(ResumableTrainer):
         return built_evaluators(cfg)
 
     @classmethod
-    def check_evaluation(cls, cfg):
+    def check_evaluation(cls, cfg: DictConfig):
         """Builds the evaluators of all test sets and drops them, for mistakes to be known now.
 
         Args:
-            cfg (DictConfig): without an evaluator nothing is checked.
+            cfg: without an evaluator nothing is checked.
 
         Raises:
             BadInput: one cannot be built, or could not measure.
@@ -173,11 +174,11 @@ class LazyTrainer(ResumableTrainer):
             require_image_id(loader, one.dataloader)
 
     @classmethod
-    def test(cls, cfg, model):
+    def test(cls, cfg, model) -> dict:
         """Evaluates, prints Detectron2's lines, and stores the score threshold of best F1.
 
         Returns:
-            dict: task -> metric -> value; of several test sets by their names. Empty if the config
+            Task -> metric -> value; of several test sets by their names. Empty if the config
             has no evaluator.
         """
         if not cfg.dataloader.get("evaluator"):
@@ -254,15 +255,15 @@ def check_expected(cfg, results):
         verify_results(CfgNode({"TEST": {"EXPECTED_RESULTS": expected}}), results)
 
 
-def evaluate_only(cfg, resume=False):
+def evaluate_only(cfg: DictConfig, resume: bool = False) -> dict:
     """Loads weights and evaluates, training nothing and measuring no prior.
 
     Args:
-        cfg (DictConfig): ``train.init_checkpoint`` names the weights.
-        resume (bool): take the last checkpoint of ``train.output_dir`` instead.
+        cfg: ``train.init_checkpoint`` names the weights.
+        resume: take the last checkpoint of ``train.output_dir`` instead.
 
     Returns:
-        dict: as :meth:`LazyTrainer.test`; written to ``EVALUATION`` in ``train.output_dir`` too.
+        As :meth:`LazyTrainer.test`; written to ``EVALUATION`` in ``train.output_dir`` too.
     """
     cfg = with_present_device(cfg)
     require_writable_folder("train.output_dir", cfg.train.output_dir)

@@ -15,14 +15,14 @@ BOX_LOSS = ("loss_box_reg", "loss_rpn_loc", "loss_fcos_loc")
 PLAIN_LOSS = ("loss_cls", "loss_rpn_cls", "loss_fcos_cls")
 
 
-def read_metrics(metrics_json):
+def read_metrics(metrics_json: str):
     """Read the JSON lines that Detectron2 writes while training.
 
     A line that is torn is skipped. Where a resumed or repeated run starts again at an earlier
     iteration, what the run before wrote from there on is dropped.
 
     Args:
-        metrics_json (str): path of metrics.json.
+        metrics_json: path of metrics.json.
 
     Returns:
         dict[int, dict[str, float]]: iteration -> values, in order of the iterations.
@@ -53,15 +53,15 @@ def read_metrics(metrics_json):
     return dict(sorted(metrics.items()))
 
 
-def plot_training(metrics_json, output_png):
+def plot_training(metrics_json: str, output_png: str):
     """Plot the losses and, below them, r; both on logarithmic axes.
 
     The raw classification loss (before the scaling by r) and the box loss are drawn; without the
     guide the classification loss as it is, and no lower panel.
 
     Args:
-        metrics_json (str): path of Detectron2's metrics.json.
-        output_png (str): written; the folder is made.
+        metrics_json: path of Detectron2's metrics.json.
+        output_png: written; the folder is made.
 
     Raises:
         BadInput: as in :func:`read_metrics`, or there is no loss in the file.

@@ -4,16 +4,19 @@ Numbers that training updates but no state dict has, and the newest scalars of D
 storage, of which its writers take medians.
 """
 
+from detectron2.utils.events import EventStorage
+from torch import nn
+
 SMOOTHED = 20  # iterations: Detectron2's writers take the median of so many
 
 
-def running_numbers(model):
+def running_numbers(model: nn.Module) -> dict[str, float]:
     """
     Args:
-        model (nn.Module): not wrapped.
+        model: not wrapped.
 
     Returns:
-        dict[str, float]: by their names in the checkpoint.
+        By their names in the checkpoint.
     """
     return {
         name: vars(owner)[attribute]
@@ -29,13 +32,13 @@ def set_running_numbers(model, state):
             setattr(owner, attribute, state[name])
 
 
-def scalars_of(storage):
+def scalars_of(storage: EventStorage) -> dict:
     """
     Args:
-        storage (EventStorage):
+        storage:
 
     Returns:
-        dict: "scalars", of what is smoothed: name -> the newest (value, iteration); "unsmoothed",
+        "scalars", of what is smoothed: name -> the newest (value, iteration); "unsmoothed",
         of the others: name -> (value, iteration). Times are left out.
     """
     hints, latest = storage.smoothing_hints(), storage.latest()
@@ -50,12 +53,12 @@ def scalars_of(storage):
     }
 
 
-def put_scalars(storage, state):
+def put_scalars(storage: EventStorage, state: dict):
     """Puts back what :func:`scalars_of` took.
 
     Args:
-        storage (EventStorage): its iteration is changed.
-        state (dict): may lack one part or both.
+        storage: its iteration is changed.
+        state: may lack one part or both.
     """
     for name, pairs in state.get("scalars", {}).items():
         for value, iteration in pairs:

@@ -29,13 +29,13 @@ FALLBACK_THRESHOLD = 0.1
 MEASURES = ("threshold", "precision", "recall", "f1")
 
 
-def precision_recall(scores, is_correct, num_ground_truth):
+def precision_recall(scores, is_correct, num_ground_truth: int):
     """Precision, recall and F1 = 2 TP / (shown + G) at every threshold that is a score.
 
     Args:
         scores (ndarray): (D,) any real numbers.
         is_correct (ndarray): (D,) bool, whether a detection matches an object of its own.
-        num_ground_truth (int): G, objects that should be found.
+        num_ground_truth: G, objects that should be found.
 
     Returns:
         dict[str, ndarray]: `threshold`, falling, `precision`, `recall` and `f1`, each (T,);
@@ -55,14 +55,14 @@ def precision_recall(scores, is_correct, num_ground_truth):
     }
 
 
-def best_f1(scores, is_correct, num_ground_truth):
+def best_f1(scores, is_correct, num_ground_truth) -> dict:
     """The threshold of best F1 over all thresholds.
 
     Args:
         scores, is_correct, num_ground_truth: as in :func:`precision_recall`.
 
     Returns:
-        dict: `threshold`, `f1`, `precision`, `recall`, each in [0, 1] with scores in [0, 1].
+        `threshold`, `f1`, `precision`, `recall`, each in [0, 1] with scores in [0, 1].
         Of equal F1 the highest threshold is taken. `threshold` is None where no detection is
         correct; everything is None where G is 0.
     """
@@ -74,15 +74,15 @@ def best_f1(scores, is_correct, num_ground_truth):
     return _at(curve, np.argmax(curve["f1"]))
 
 
-def recall_at_precision(scores, is_correct, num_ground_truth, precision):
+def recall_at_precision(scores, is_correct, num_ground_truth, precision: float) -> dict:
     """The lowest threshold, hence the one of most recall, that has a wanted precision.
 
     Args:
         scores, is_correct, num_ground_truth: as in :func:`precision_recall`.
-        precision (float): in (0, 1], at least so much.
+        precision: in (0, 1], at least so much.
 
     Returns:
-        dict: as of :func:`best_f1`; everything is None where no threshold is that precise.
+        As of :func:`best_f1`; everything is None where no threshold is that precise.
     """
     curve = precision_recall(scores, is_correct, num_ground_truth)
     reached = np.flatnonzero(curve["precision"] >= precision)
@@ -169,16 +169,13 @@ class BestThreshold:
         return best
 
 
-def pick_threshold(by_class, iou, precision=None):
+def pick_threshold(by_class, iou: float, precision: float | None = None) -> BestThreshold:
     """Pick the threshold of each class, and the one of all classes together.
 
     Args:
         by_class (dict[str, Matches]): by class name.
-        iou (float): overlap in (0, 1] at which they were matched.
-        precision (float): in (0, 1], the precision wanted; default: the best F1.
-
-    Returns:
-        BestThreshold
+        iou: overlap in (0, 1] at which they were matched.
+        precision: in (0, 1], the precision wanted; default: the best F1.
     """
 
     def pick(matches):
@@ -206,12 +203,12 @@ def best_f1_threshold(coco_gt, detections, iou=0.5, class_names=None):
     return pick_threshold(match_detections(coco_gt, detections, iou, class_names), iou)
 
 
-def threshold_from_evaluator(coco_evaluator, iou=0.5):
+def threshold_from_evaluator(coco_evaluator, iou: float = 0.5):
     """:func:`best_f1_threshold` of what a Detectron2 `COCOEvaluator` has just evaluated.
 
     Args:
         coco_evaluator (COCOEvaluator): after `evaluate()`; of several processes, the main one's.
-        iou (float): overlap in (0, 1] for a match.
+        iou: overlap in (0, 1] for a match.
 
     Raises:
         BadInput: the evaluator has no output folder, hence kept no detections.

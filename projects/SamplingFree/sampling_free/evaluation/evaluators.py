@@ -6,6 +6,7 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.utils import comm
+from omegaconf import DictConfig
 
 from ..data.datasets import check_ground_truth, coco_evaluators, dataset_names, evaluators_of
 from ..data.evaluated import check_evaluated_voc
@@ -13,13 +14,13 @@ from ..utils.errors import BadInput
 from ..utils.lazy import call_parameters
 
 
-def built_evaluators(cfg):
+def built_evaluators(cfg: DictConfig):
     """The evaluators of a config that has one test set.
 
     Detectron2's COCOEvaluator keeps its results for the pictures.
 
     Args:
-        cfg (DictConfig): its evaluators get a folder for results, in place.
+        cfg: its evaluators get a folder for results, in place.
 
     Returns:
         DatasetEvaluator, or a list of them

@@ -33,14 +33,11 @@ class Matches(NamedTuple):
     num_ground_truth: int
 
 
-def all_classes(by_class):
+def all_classes(by_class: dict[str, Matches]) -> Matches:
     """The detections of all classes as if they were one.
 
     Args:
-        by_class (dict[str, Matches]): may be empty.
-
-    Returns:
-        Matches
+        by_class: may be empty.
     """
     return Matches(
         np.concatenate([np.zeros(0), *(m.scores for m in by_class.values())]),
@@ -49,21 +46,26 @@ def all_classes(by_class):
     )
 
 
-def match_detections(coco_gt, detections, iou=0.5, class_names=None):
+def match_detections(
+    coco_gt: COCO,
+    detections: list[dict],
+    iou: float = 0.5,
+    class_names: dict[int, str] | None = None,
+) -> dict[str, Matches]:
     """Match boxes with objects as in the AP of COCO, at one overlap.
 
     At most 100 detections per image and class count; crowds and the detections on them do not.
     Unlike in the AP, a detection of a class that has no object in the set counts as wrong.
 
     Args:
-        coco_gt (COCO): ground truth; left unchanged.
-        detections (list[dict]): COCO results with `image_id`, `category_id`, `bbox` (x, y, width,
+        coco_gt: ground truth; left unchanged.
+        detections: COCO results with `image_id`, `category_id`, `bbox` (x, y, width,
             height in pixels of the original image) and `score`.
-        iou (float): overlap in (0, 1] for a match.
-        class_names (dict[int, str]): by category id; default: the names in `coco_gt`.
+        iou: overlap in (0, 1] for a match.
+        class_names: by category id; default: the names in `coco_gt`.
 
     Returns:
-        dict[str, Matches]: by class name, in the order of the categories.
+        By class name, in the order of the categories.
     """
     names = {c["id"]: c["name"] for c in coco_gt.dataset.get("categories", [])}
     names.update(class_names or {})
@@ -105,17 +107,19 @@ def match_detections(coco_gt, detections, iou=0.5, class_names=None):
     return by_class
 
 
-def matches_from_evaluator(coco_evaluator, iou=0.5, detections_file=None):
+def matches_from_evaluator(
+    coco_evaluator, iou: float = 0.5, detections_file: str | None = None
+) -> dict[str, Matches]:
     """:func:`match_detections` on the data set of a Detectron2 `COCOEvaluator`.
 
     Args:
         coco_evaluator (COCOEvaluator): of several processes, the main one's.
-        iou (float): overlap in (0, 1] for a match.
-        detections_file (str): COCO results; default: what the evaluator has written in
+        iou: overlap in (0, 1] for a match.
+        detections_file: COCO results; default: what the evaluator has written in
             `evaluate()`.
 
     Returns:
-        dict[str, Matches]: by class name.
+        By class name.
 
     Raises:
         BadInput: the evaluator has no output folder, hence kept no detections, or
@@ -142,16 +146,13 @@ def matches_from_evaluator(coco_evaluator, iou=0.5, detections_file=None):
     return match_detections(coco_gt, detections, iou, class_names)
 
 
-def read_detections(path, coco_gt, name="data set"):
+def read_detections(path: str, coco_gt: COCO, name: str = "data set") -> list[dict]:
     """Read a file in COCO's result format and make sure that it is of this data set.
 
     Args:
-        path (str): JSON, a list of dicts as :func:`match_detections` takes them.
-        coco_gt (COCO): the data set.
-        name (str): what the data set is called in a message.
-
-    Returns:
-        list[dict]
+        path: JSON, a list of dicts as :func:`match_detections` takes them.
+        coco_gt: the data set.
+        name: what the data set is called in a message.
 
     Raises:
         BadInput: the file is absent, holds something else, or names an image or a category that

@@ -5,17 +5,19 @@ Legend: images are (H, W, 3) uint8, RGB; boxes are (N, 4) x0, y0, x1, y1 in pixe
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeTransform
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
 from ..data.loader import ReadOrName
 from ..utils.errors import BadInput
@@ -37,16 +39,16 @@ def class_name(metadata, i):
     return names[i] if i < len(names) else f"class {i}"
 
 
-def draw_detections(image, instances, metadata, threshold):
+def draw_detections(image, instances: Instances, metadata, threshold: float):
     """Draw the detections with score >= threshold, each with its class and score.
 
     Args:
         image (ndarray): (H, W, 3) uint8, RGB.
-        instances (Instances): N detections with `pred_boxes` in pixels of this image, `scores` in
+        instances: N detections with `pred_boxes` in pixels of this image, `scores` in
             [0, 1] and `pred_classes`; `pred_masks` (N, H, W) are drawn too where present.
         metadata (Metadata): `thing_classes` gives the names, `thing_colors` (0 to 255) if present
             the colours.
-        threshold (float): in [0, 1].
+        threshold: in [0, 1].
 
     Returns:
         ndarray: (H', W', 3) uint8, RGB, at least `MIN_SIDE` high and wide, but where the longer
@@ -62,13 +64,13 @@ def draw_detections(image, instances, metadata, threshold):
     return _draw(image, instances.pred_boxes.tensor.numpy(), masks, classes, labels, metadata)
 
 
-def draw_ground_truth(image, dataset_dict, metadata, with_masks=False):
+def draw_ground_truth(image, dataset_dict: dict, metadata, with_masks: bool = False):
     """Draw the annotations of a dict in Detectron2's dataset format; crowds are marked as such.
 
     Args:
         image, metadata: as in :func:`draw_detections`.
-        dataset_dict (dict): without "annotations" nothing is drawn.
-        with_masks (bool): draw "segmentation" too where every annotation has one.
+        dataset_dict: without "annotations" nothing is drawn.
+        with_masks: draw "segmentation" too where every annotation has one.
 
     Returns:
         ndarray: (H', W', 3) uint8, RGB, of the size as in :func:`draw_detections`.
@@ -87,12 +89,12 @@ def draw_ground_truth(image, dataset_dict, metadata, with_masks=False):
     return _draw(image, boxes, masks, classes, labels, metadata)
 
 
-def draw_side_by_side(image, dataset_dict, instances, metadata, threshold):
+def draw_side_by_side(image, dataset_dict: dict, instances, metadata, threshold):
     """Ground truth on the left, detections with score >= threshold on the right, with captions.
 
     Args:
         image, instances, metadata, threshold: as in :func:`draw_detections`.
-        dataset_dict (dict): as in :func:`draw_ground_truth`.
+        dataset_dict: as in :func:`draw_ground_truth`.
 
     Returns:
         ndarray: (H', W', 3) uint8, RGB.
@@ -117,20 +119,26 @@ def draw_side_by_side(image, dataset_dict, instances, metadata, threshold):
 
 
 def save_prediction_pictures(
-    model, dataset_dicts, mapper, metadata, threshold, output_dir, max_images=8
-):
+    model: nn.Module,
+    dataset_dicts: list[dict],
+    mapper: Callable,
+    metadata,
+    threshold,
+    output_dir: str,
+    max_images: int = 8,
+) -> list[str]:
     """Run the model on a few images and save each beside its ground truth, and all as one grid.
 
     Args:
-        model (nn.Module): a Detectron2 detector; its training flag is restored.
-        dataset_dicts (list[dict]): in Detectron2's dataset format.
-        mapper (callable): of the test loader: dataset dict -> the model's input.
+        model: a Detectron2 detector; its training flag is restored.
+        dataset_dicts: in Detectron2's dataset format.
+        mapper: of the test loader: dataset dict -> the model's input.
         metadata (Metadata), threshold (float): as in :func:`draw_detections`.
-        output_dir (str): gets `<image name>.jpg` for each image and `overview.png`.
-        max_images (int): at most so many, see :func:`choose_images`.
+        output_dir: gets `<image name>.jpg` for each image and `overview.png`.
+        max_images: at most so many, see :func:`choose_images`.
 
     Returns:
-        list[str]: the files written, the overview last.
+        The files written, the overview last.
     """
     os.makedirs(output_dir, exist_ok=True)
     chosen = choose_images(dataset_dicts, max_images)
@@ -161,15 +169,15 @@ def save_prediction_pictures(
     return paths
 
 
-def choose_images(dataset_dicts, max_images):
+def choose_images(dataset_dicts: list[dict], max_images: int) -> list[dict]:
     """Evenly spread dataset dicts with objects and, if there is one, one without.
 
     Args:
-        dataset_dicts (list[dict]): in Detectron2's dataset format.
-        max_images (int): how many at most.
+        dataset_dicts: in Detectron2's dataset format.
+        max_images: how many at most.
 
     Returns:
-        list[dict]: in their order in the set; always the same for the same arguments.
+        In their order in the set; always the same for the same arguments.
     """
     with_objects = [i for i, d in enumerate(dataset_dicts) if d.get("annotations")]
     without = [i for i, d in enumerate(dataset_dicts) if not d.get("annotations")]

@@ -19,7 +19,7 @@ LABEL = (0.22, 0.14)  # of the axes: width and height of the label, somewhat gen
 GAP = 0.12  # of the axes, between a point and the middle of its label
 
 
-def plot_precision_recall(by_class, picked, output_png):
+def plot_precision_recall(by_class, picked, output_png: str):
     """Plot the curve of all classes together, those of the classes, and a point on each.
 
     Of more than `NUM_NAMED` classes, those with the most objects get a colour and a line in the
@@ -29,7 +29,7 @@ def plot_precision_recall(by_class, picked, output_png):
     Args:
         by_class (dict[str, Matches]): K entries by class name.
         picked (BestThreshold): the thresholds to mark, picked from `by_class`.
-        output_png (str): written; the folder is made.
+        output_png: written; the folder is made.
     """
     curves = {name: precision_recall(*matches) for name, matches in by_class.items()}
     drawn = [name for name, curve in curves.items() if len(curve["recall"])]

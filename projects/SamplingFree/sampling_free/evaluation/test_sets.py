@@ -7,21 +7,21 @@ is of the first: the pictures, the threshold of best F1, and a metric without a 
 import os
 
 from detectron2.config import instantiate
-from omegaconf import ListConfig
+from omegaconf import DictConfig, ListConfig
 
 from ..data.datasets import dataset_names, evaluators_of
 from ..utils.errors import BadInput
 from .evaluators import give_output_dirs
 
 
-def each_test_set(cfg):
+def each_test_set(cfg: DictConfig) -> dict[str, DictConfig]:
     """The config once for each test set.
 
     Args:
-        cfg (DictConfig): a LazyConfig; ``dataloader.test.dataset.names`` may be a list.
+        cfg: a LazyConfig; ``dataloader.test.dataset.names`` may be a list.
 
     Returns:
-        dict[str, DictConfig]: by name, in order; copies in which there is no other test set, with
+        By name, in order; copies in which there is no other test set, with
         the evaluators that are for this one, each with an output folder of its own if there are
         several. ``cfg`` itself where the test set is one that has no list, with "" for no name.
 
@@ -50,15 +50,15 @@ def metric_of(cfg, metric):
     return f"{names[0]}/{metric}"
 
 
-def by_task(cfg, results):
+def by_task(cfg: DictConfig, results: dict) -> dict:
     """Results by task, of which the rows of ``train.expected_results`` are.
 
     Args:
-        cfg (DictConfig): of the evaluation.
-        results (dict): task -> metric -> value; of several test sets, by their names.
+        cfg: of the evaluation.
+        results: task -> metric -> value; of several test sets, by their names.
 
     Returns:
-        dict: task -> metric -> value; of several sets "bbox" is of the first, and "NAME/bbox" of
+        Task -> metric -> value; of several sets "bbox" is of the first, and "NAME/bbox" of
         each.
     """
     if not _several(cfg):

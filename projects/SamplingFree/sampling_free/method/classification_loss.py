@@ -16,27 +16,30 @@ float32 sum is 4.6 % off, with 1e-7 it is zero. Its gradient is right, but the g
 value (measured in tests/test_classification_loss.py).
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .kernels import kernel_of
 
 
 @torch.compiler.disable
-def sigmoid_bce_all(logits, labels):
+def sigmoid_bce_all(logits: Tensor | list[Tensor], labels: Tensor) -> Tensor:
     """Binary cross entropy summed over all non-ignored rows and all classes, in float32.
 
     For any detector's outputs. Inside ``torch.compile`` it runs as it is, between two graphs.
 
     Args:
-        logits (Tensor or list[Tensor]): (..., R, K), or for each level (N, A*K, Hi, Wi) as a
+        logits: (..., R, K), or for each level (N, A*K, Hi, Wi) as a
             convolution gives them, the K classes of an anchor side by side; any floating type.
             Computed in float32 whatever it is, also under autocast (scores near the prior are
             subnormal in float16).
-        labels (Tensor): (..., R), or (N, R) of all levels one after another, each ordered by
+        labels: (..., R), or (N, R) of all levels one after another, each ordered by
             place and anchor; integer: -1 ignored, 0..K-1 foreground of that class, K background.
 
     Returns:
-        Tensor: float32 scalar, connected to ``logits`` even when no row is valid. It has a first
+        Float32 scalar, connected to ``logits`` even when no row is valid. It has a first
         derivative only.
 
     Raises:
@@ -45,12 +48,13 @@ def sigmoid_bce_all(logits, labels):
     levels, labels = _as_levels(logits, labels)
     if not any(x.numel() for x in levels):
         return torch.stack([x.float().sum() for x in levels]).sum()
-    return _SigmoidBCE.apply(labels, *levels)
+    loss: Tensor = _SigmoidBCE.apply(labels, *levels)
+    return loss
 
 
 @torch.no_grad()
 @torch.compiler.disable
-def sigmoid_bce_gradient_norm(logits, labels):
+def sigmoid_bce_gradient_norm(logits: Tensor | list[Tensor], labels: Tensor) -> Tensor:
     """L1 norm of the gradient of :func:`sigmoid_bce_all` with respect to the logits.
 
     The gradient is sigmoid(x) - y, so no backward pass is needed. In float32.
@@ -59,29 +63,30 @@ def sigmoid_bce_gradient_norm(logits, labels):
         logits, labels: as in :func:`sigmoid_bce_all`.
 
     Returns:
-        Tensor: float32 scalar >= 0.
+        Float32 scalar >= 0.
     """
     levels, labels = _as_levels(logits, labels)
     if not any(x.numel() for x in levels):
         return torch.zeros((), device=labels.device)
     kernel = kernel_of(labels)
     with torch.autocast(labels.device.type, enabled=False):
-        return kernel.gradient_norm(levels, kernel.find_targets(levels, labels))
+        norm: Tensor = kernel.gradient_norm(levels, kernel.find_targets(levels, labels))
+    return norm
 
 
 class _SigmoidBCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, labels, *levels):
+    def forward(ctx: Any, labels: Tensor, *levels: Tensor) -> Tensor:
         kernel = kernel_of(labels)
         with torch.autocast(labels.device.type, enabled=False):
             targets = kernel.find_targets(levels, labels)
-            loss = kernel.total_loss(levels, targets)
+            loss: Tensor = kernel.total_loss(levels, targets)
         ctx.save_for_backward(*levels, labels)
         ctx.kernel, ctx.targets = kernel, targets
         return loss
 
     @staticmethod
-    def backward(ctx, scale):
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let it pass
             raise RuntimeError("sigmoid_bce_all has no second derivative: no create_graph=True")
         *levels, _ = ctx.saved_tensors
@@ -89,7 +94,7 @@ class _SigmoidBCE(torch.autograd.Function):
             return None, *ctx.kernel.gradients(levels, ctx.targets, scale)
 
 
-def _as_levels(logits, labels):
+def _as_levels(logits: Tensor | list[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
     """Both forms of logits as a list of (N, A*K, Hi, Wi), dense in memory; labels as (N, R)."""
     if isinstance(logits, torch.Tensor):
         if logits.shape[:-1] != labels.shape:
@@ -105,13 +110,13 @@ def _as_levels(logits, labels):
     return [_dense(x) for x in levels], labels
 
 
-def _require_fitting(levels, labels):
+def _require_fitting(levels: list[Tensor], labels: Tensor) -> None:
     shapes = [tuple(x.shape) for x in levels]
     if not _fit(shapes, labels.shape):
         raise ValueError(f"levels {shapes} do not fit labels {tuple(labels.shape)}")
 
 
-def _fit(shapes, labels_shape):
+def _fit(shapes: list[tuple[int, ...]], labels_shape: torch.Size) -> bool:
     if len(labels_shape) != 2 or not shapes or any(len(s) != 4 for s in shapes):
         return False
     (num_images, num_rows), channels = labels_shape, shapes[0][1]
@@ -124,23 +129,23 @@ def _fit(shapes, labels_shape):
     return num_anchors > 0 and rest == 0 and channels % num_anchors == 0
 
 
-def _dense(x):
+def _dense(x: Tensor) -> Tensor:
     is_dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
     return x if is_dense else x.contiguous()
 
 
 @torch.no_grad()
-def cross_entropy_gradient_norm(logits, labels):
+def cross_entropy_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
     """L1 norm of the gradient of summed cross entropy: 2 (1 - p) of each row's right class.
 
     The gradient is softmax(x) - y: 1 - p at the right class, p at each of the others.
 
     Args:
-        logits (Tensor): (R, K + 1).
-        labels (Tensor): (R,) in 0..K; what is negative is ignored.
+        logits: (R, K + 1).
+        labels: (R,) in 0..K; what is negative is ignored.
 
     Returns:
-        Tensor: float32 scalar >= 0.
+        Float32 scalar >= 0.
     """
     rows = (labels >= 0).nonzero().squeeze(1)
     logits, right = logits[rows].float(), labels[rows].long()

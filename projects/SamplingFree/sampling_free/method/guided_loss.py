@@ -12,27 +12,33 @@ Source: arXiv 1909.04868, section "Guided Loss Scaling". Other ways to find r ar
 Needs torch only.
 """
 
-from typing import NamedTuple, Optional
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .guides import Guide
 
 # Below float32's end by what a loss is multiplied with besides: processes, float16's scale. Only
 # a classification loss of less than 1e-30 comes near, for which it makes no difference.
 MAX_RATIO = 1e30
 
 
-def guide_ratio(loss_cls, loss_loc, weight=1.0):
+def guide_ratio(loss_cls: Tensor, loss_loc: Tensor, weight: float = 1.0) -> Tensor:
     """r = weight * L_loc / L_cls, without gradient, in float32.
 
     Args:
-        loss_cls (Tensor): classification loss, scalar >= 0.
-        loss_loc (Tensor): localisation loss, scalar >= 0.
-        weight (float): w.
+        loss_cls: classification loss, scalar >= 0.
+        loss_loc: localization loss, scalar >= 0.
+        weight: w.
 
     Returns:
-        Tensor: r, a scalar in [0, MAX_RATIO]; 0 where there is no classification loss to scale.
+        r, a scalar in [0, MAX_RATIO]; 0 where there is no classification loss to scale.
     """
     loss_cls, loss_loc = loss_cls.detach().float(), loss_loc.detach().float()
     ratio = torch.where(loss_cls == 0, torch.zeros_like(loss_cls), weight * loss_loc / loss_cls)
@@ -44,7 +50,7 @@ class GuidedLosses(NamedTuple):
 
     Attributes:
         loss_cls: this process' classification loss, scaled by r; to be differentiated.
-        loss_loc: this process' localisation loss, or a tuple of several; to be differentiated.
+        loss_loc: this process' localization loss, or a tuple of several; to be differentiated.
         ratio: r, without gradient, equal on all processes.
         loss_cls_raw: the classification loss before scaling, without gradient, over all processes.
         num_foreground: foreground samples of all processes.
@@ -52,43 +58,50 @@ class GuidedLosses(NamedTuple):
     """
 
     loss_cls: Tensor
-    loss_loc: Tensor
+    loss_loc: Tensor | tuple[Tensor, ...]
     ratio: Tensor
     loss_cls_raw: Tensor
     num_foreground: Tensor
-    loss_guide: Optional[Tensor] = None
+    loss_guide: Tensor | None = None
 
-    def extra(self, name):
-        """dict[str, Tensor]: ``loss_guide`` under that name; empty without one."""
+    def extra(self, name: str) -> dict[str, Tensor]:
+        """Returns ``loss_guide`` under that name; an empty dict without one."""
         return {} if self.loss_guide is None else {name: self.loss_guide}
 
 
 def guided_losses(
-    sum_cls, sum_loc, num_foreground, guide, *, loc_normalizers=None, gradient_norms=None
-):
-    """Normalises the losses by the foreground samples of *all* processes and applies the guide.
+    sum_cls: Tensor,
+    sum_loc: Tensor | tuple[Tensor, ...],
+    num_foreground: Tensor,
+    guide: Guide,
+    *,
+    loc_normalizers: tuple[Tensor, ...] | None = None,
+    gradient_norms: Callable[[], Sequence[Tensor]] | None = None,
+) -> GuidedLosses:
+    """Normalizes the losses by the foreground samples of *all* processes and applies the guide.
 
     Without a foreground sample on any process all losses are exact zeros that stay connected to
     the graph, so that DistributedDataParallel finds a gradient for every parameter. A process
     without one in a batch that has some elsewhere contributes its background as usual.
 
     Args:
-        sum_cls (Tensor): classification loss summed over this process' samples, scalar.
-        sum_loc (Tensor or tuple[Tensor]): localisation loss summed over this process' foreground,
+        sum_cls: classification loss summed over this process' samples, scalar.
+        sum_loc: localization loss summed over this process' foreground,
             scalar; of several (box and centerness, say) the mean is the guide.
-        num_foreground (Tensor): N_f of this process' batch, scalar.
-        guide (Guide): the paper's r, or another of guides.py.
-        loc_normalizers (tuple[Tensor]): what each localisation loss is divided by, summed over
+        num_foreground: N_f of this process' batch, scalar.
+        guide: the paper's r, or another of guides.py.
+        loc_normalizers: what each localization loss is divided by, summed over
             the processes, in place of N_f.
-        gradient_norms (callable): gives the L1 norms of the gradients of ``sum_cls`` and of each
+        gradient_norms: gives the L1 norms of the gradients of ``sum_cls`` and of each
             of ``sum_loc`` at the head's outputs; called only for a guide that matches those.
-
-    Returns:
-        GuidedLosses
     """
     sums_loc = (sum_loc,) if isinstance(sum_loc, Tensor) else tuple(sum_loc)
     normalizers = loc_normalizers or (num_foreground,) * len(sums_loc)
-    sizes = gradient_norms() if guide.by_gradient else (sum_cls, *sums_loc)
+    sizes: Sequence[Tensor] = (sum_cls, *sums_loc)
+    if guide.by_gradient:
+        if gradient_norms is None:
+            raise ValueError(f"the guide {guide.key!r} needs gradient_norms")
+        sizes = gradient_norms()
     # One reduction of the sums, not of r: a mean of ratios is no ratio of means.
     totals, world_size = sum_over_processes(sum_cls, num_foreground, *sizes, *normalizers)
     total_cls, total_foreground, size_cls = totals[:3]
@@ -113,13 +126,14 @@ def guided_losses(
     )
 
 
-def sum_over_processes(*scalars):
-    """
+def sum_over_processes(*scalars: Tensor) -> tuple[Tensor, int]:
+    """Sums scalars over all processes, in one reduction.
+
     Args:
-        scalars (Tensor): S of them, of this process.
+        scalars: S of them, of this process.
 
     Returns:
-        tuple[Tensor, int]: their sums over all processes, (S,), float64 as half precision does not
+        Their sums over all processes, (S,), float64 as half precision does not
         hold a count, without gradient; and the number of processes.
     """
     totals = torch.stack([x.detach().double() for x in scalars])
@@ -129,19 +143,21 @@ def sum_over_processes(*scalars):
     return totals, world_size
 
 
-def share_of_count(count):
-    """
+def share_of_count(count: Tensor) -> Tensor:
+    """Returns the divisor of a sum over this process' samples.
+
     Args:
-        count (Tensor): of this process' samples, scalar.
+        count: of this process' samples, scalar.
 
     Returns:
-        Tensor: float64 scalar > 0: what a sum over them is divided by, so that the gradients which
+        Float64 scalar > 0: what a sum over them is divided by, so that the gradients which
         DistributedDataParallel averages are those of the mean over the samples of all processes.
     """
     (total,), world_size = sum_over_processes(count)
-    return total.clamp(min=1) / world_size
+    share: Tensor = total.clamp(min=1) / world_size
+    return share
 
 
-def num_processes():
-    """Processes of the training, 1 without torch.distributed."""
+def num_processes() -> int:
+    """Returns the number of processes of the training, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

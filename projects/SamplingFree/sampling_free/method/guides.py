@@ -14,9 +14,10 @@ in front of the box loss scales both.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..utils.errors import BadInput
 from .guided_loss import guide_ratio
@@ -28,12 +29,10 @@ RECOMMENDED = GRADIENT  # the default everywhere; see docs/evidence.md
 
 
 class Guide(nn.Module):
-    """Base of the family. Called with
+    """Base of the family: returns r, a scalar without gradient.
 
-        cls, loc (Tensor): magnitudes per foreground sample over all processes, scalars;
-        has_foreground (Tensor): bool; without any, there is nothing to learn from the two,
-
-    a guide returns r, a scalar, without gradient.
+    It is called with the magnitudes ``cls`` and ``loc`` per foreground sample over all processes,
+    scalars, and ``has_foreground``, a bool: without any there is nothing to learn from the two.
 
     Attributes:
         key (str or float): what a config calls it.
@@ -42,17 +41,20 @@ class Guide(nn.Module):
 
     by_gradient = False
 
-    def weigh(self, losses):
-        """
+    key: str | float
+
+    def weigh(self, losses: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Weighs the losses after the scaling by r.
+
         Args:
-            losses (list[Tensor]): of this process, the classification loss first, scaled by r.
+            losses: of this process, the classification loss first, scaled by r.
 
         Returns:
-            tuple[list[Tensor], Tensor or None]: the losses that are minimised, and one more.
+            The losses that are minimized, and one more or None.
         """
         return losses, None
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return str(self.key)
 
 
@@ -61,13 +63,13 @@ class IterationGuide(Guide):
 
     key = ITERATION
 
-    def __init__(self, weight=1.0):
-        """Args: weight (float): w."""
+    def __init__(self, weight: float = 1.0) -> None:
+        """Sets w, the ``weight`` of r."""
         super().__init__()
         self.weight = weight
 
     @torch.jit.unused  # scripted detectors infer
-    def forward(self, cls, loc, has_foreground):
+    def forward(self, cls: Tensor, loc: Tensor, has_foreground: Tensor) -> Tensor:
         return guide_ratio(cls, loc, self.weight)
 
 
@@ -81,13 +83,13 @@ class GradientGuide(IterationGuide):
 class ConstantGuide(Guide):
     """A number that stands in for r, w included."""
 
-    def __init__(self, value):
+    def __init__(self, value: float) -> None:
         super().__init__()
         self.key = value
 
     @torch.jit.unused
-    def forward(self, cls, loc, has_foreground):
-        return torch.full_like(cls, self.key).float()
+    def forward(self, cls: Tensor, loc: Tensor, has_foreground: Tensor) -> Tensor:
+        return torch.full_like(cls, float(self.key)).float()
 
 
 class FrozenGuide(IterationGuide):
@@ -95,7 +97,7 @@ class FrozenGuide(IterationGuide):
 
         sum_i L_i / (2 sigma_i^2) + sum_i log(sigma_i)
 
-    with L_0 = r * L_cls and the localisation losses after it. In no abstract of theirs; the
+    with L_0 = r * L_cls and the localization losses after it. In no abstract of theirs; the
     weights are those of Kendall et al., arXiv 1705.07115, equation 10. What is learned here is
     log(sigma), which those advise: a step cannot make sigma negative. The authors learn sigma.
 
@@ -105,48 +107,52 @@ class FrozenGuide(IterationGuide):
 
     key = FROZEN
     WARMUP = 100  # iterations, of the authors
+    ratio: Tensor
+    num_batches: Tensor
 
-    def __init__(self, weight, num_losses):
-        """Args: num_losses (int): the classification loss and the localisation losses."""
+    def __init__(self, weight: float, num_losses: int) -> None:
+        """Makes a learned weight for each loss, the classification loss first."""
         super().__init__(weight)
         self.register_buffer("ratio", torch.tensor(0.0))
         self.register_buffer("num_batches", torch.tensor(0))
         self.log_sigmas = nn.Parameter(torch.zeros(num_losses))
 
     @torch.jit.unused
-    def forward(self, cls, loc, has_foreground):
+    def forward(self, cls: Tensor, loc: Tensor, has_foreground: Tensor) -> Tensor:
         # Without a branch on a tensor, for which a GPU would have to wait.
         learns = has_foreground & (self.num_batches < self.WARMUP)
         self.ratio.copy_(torch.where(learns, guide_ratio(cls, loc, self.weight), self.ratio))
         self.num_batches += learns
         return self.ratio.clone()
 
-    def weigh(self, losses):
+    def weigh(self, losses: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         factors = torch.exp(-2 * self.log_sigmas) / 2
         weighed = [x * f.to(x.dtype) for x, f in zip(losses, factors)]
         return weighed, self.log_sigmas.sum()
 
     @torch.no_grad()
-    def restart(self):
+    def restart(self) -> None:
         """Forgets what it has seen, for training on other data."""
         for x in (self.ratio, self.num_batches, self.log_sigmas):
             x.zero_()
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
-        mine = []
+    def _load_from_state_dict(  # type: ignore[no-untyped-def]
+        self, state_dict, prefix, metadata, strict, missing, *args
+    ):
+        mine: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, mine, *args)
 
 
-def make_guide(guide, key="model.guide", weight=1.0, num_losses=2):
-    """
-    Args:
-        guide (str or float): "iteration", "gradient", "frozen", or a constant >= 0.
-        key (str): where a config has it.
-        weight (float): w of all but the constant.
-        num_losses (int): the classification loss and the localisation losses.
+def make_guide(
+    guide: str | float, key: str = "model.guide", weight: float = 1.0, num_losses: int = 2
+) -> Guide:
+    """Makes the guide that a config names.
 
-    Returns:
-        Guide
+    Args:
+        guide: "iteration", "gradient", "frozen", or a constant >= 0.
+        key: where a config has it.
+        weight: w of all but the constant.
+        num_losses: the classification loss and the localization losses.
 
     Raises:
         BadInput: for another guide; lists those known.
@@ -169,26 +175,29 @@ def make_guide(guide, key="model.guide", weight=1.0, num_losses=2):
     return ConstantGuide(constant)
 
 
-def gradient_norms(cls, loc_losses, *outputs):
-    """The magnitudes that "gradient" matches, of this process.
+def gradient_norms(
+    cls: Tensor, loc_losses: Callable[..., Tensor | tuple[Tensor, ...]], *outputs: list[Tensor]
+) -> list[Tensor]:
+    """Returns the magnitudes that "gradient" matches, of this process.
 
     Args:
-        cls (Tensor): L1 norm of the classification loss' gradient, in closed form; see
+        cls: L1 norm of the classification loss' gradient, in closed form; see
             classification_loss.py.
-        loc_losses (callable): a localisation loss, or a tuple of several, each summed over the
+        loc_losses: gives a localization loss, or a tuple of several, each summed over the
             foreground, from as many arguments as there are ``outputs``.
-        outputs (list[Tensor]): for each of these losses what the head predicted for it, (..., D)
+        outputs: for each of these losses what the head predicted for it, (..., D)
             with D coordinates. No gradient of another of these losses flows into it.
 
     Returns:
-        list[Tensor]: scalars, ``cls`` and one for each localisation loss, a mean over D.
+        Scalars, ``cls`` and one for each localization loss, a mean over D.
     """
     # Of copies, so that it works where the head is frozen and under no_grad too. These losses see
     # the foreground alone: computing them again costs little.
     with torch.enable_grad():
         copies = [[x.detach().float().requires_grad_() for x in xs] for xs in outputs]
         losses = loc_losses(*copies)
-        total = sum(losses) if isinstance(losses, tuple) else losses
+        total = torch.stack(losses).sum() if isinstance(losses, tuple) else losses
     # One call, and no retain_graph: torch.compile frees the buffers of its first backward pass.
     gradients = iter(torch.autograd.grad(total, [x for xs in copies for x in xs]))
-    return [cls] + [sum(next(gradients).abs().sum() for _ in xs) / xs[0].shape[-1] for xs in copies]
+    norms = [torch.stack([next(gradients).abs().sum() for _ in xs]).sum() for xs in copies]
+    return [cls, *(norm / xs[0].shape[-1] for norm, xs in zip(norms, copies))]

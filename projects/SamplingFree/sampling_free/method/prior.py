@@ -14,20 +14,21 @@ arXiv 1909.04868, section "Optimal Bias Initialization". Pure mathematics; needs
 """
 
 import math
+from collections.abc import Sequence
 
 
-def optimal_prior(num_foreground, num_valid, num_classes):
+def optimal_prior(num_foreground: float, num_valid: float, num_classes: int) -> float:
     """The prior that minimises :func:`start_loss`: pi* = N_f / (N * C).
 
     A binary label is 1 in N_f of the N * C places, so pi* is simply their mean.
 
     Args:
-        num_foreground (float): N_f, in (0, N). Means over augmented views need not be whole.
-        num_valid (float): N > 0.
-        num_classes (int): C >= 1.
+        num_foreground: N_f, in (0, N). Means over augmented views need not be whole.
+        num_valid: N > 0.
+        num_classes: C >= 1.
 
     Returns:
-        float: in (0, 1).
+        In (0, 1).
 
     Raises:
         ValueError: if there is no foreground, or more foreground than samples.
@@ -40,7 +41,7 @@ def optimal_prior(num_foreground, num_valid, num_classes):
     return num_foreground / (num_valid * num_classes)
 
 
-def class_priors(num_foreground_per_class, num_valid):
+def class_priors(num_foreground_per_class: Sequence[float], num_valid: float) -> list[float]:
     """The best prior of each class by itself: theta_j = N_j / N.
 
     A class' scores are right at 1 on its N_j foreground samples and at 0 on all others, so its
@@ -48,12 +49,12 @@ def class_priors(num_foreground_per_class, num_valid):
     for all classes pi* is the mean of theta_j. Ours; the paper has theta_j as a test threshold.
 
     Args:
-        num_foreground_per_class (sequence[float]): N_j of each class, (C,). A class without a
+        num_foreground_per_class: N_j of each class, (C,). A class without a
             foreground sample counts as one: its prior stays above 0.
-        num_valid (float): N > 0.
+        num_valid: N > 0.
 
     Returns:
-        list[float]: (C,), each in (0, 1).
+        (C,), each in (0, 1).
 
     Raises:
         ValueError: if a class has as many foreground samples as there are samples.
@@ -64,14 +65,14 @@ def class_priors(num_foreground_per_class, num_valid):
     return [n / num_valid for n in counts]
 
 
-def prior_to_bias(prior):
+def prior_to_bias(prior: float) -> float:
     """The bias b with sigmoid(b) = prior: b = log(pi / (1 - pi)) = -log(N / N_f * C - 1) at pi*.
 
     Args:
-        prior (float): in (0, 1).
+        prior: in (0, 1).
 
     Returns:
-        float: the logit of ``prior``.
+        The logit of ``prior``.
 
     Raises:
         ValueError: if ``prior`` is outside (0, 1).
@@ -81,24 +82,24 @@ def prior_to_bias(prior):
     return math.log(prior) - math.log1p(-prior)
 
 
-def bias_to_prior(bias):
+def bias_to_prior(bias: float) -> float:
     """The inverse of :func:`prior_to_bias`, the sigmoid, without overflow at either end."""
     e = math.exp(-abs(bias))
     return 1 / (1 + e) if bias >= 0 else e / (1 + e)
 
 
-def softmax_prior_to_bias(prior, num_classes):
+def softmax_prior_to_bias(prior: float, num_classes: int) -> float:
     """The analogue for a softmax over C classes and background, of which the paper says nothing.
 
     With equal weights and foreground biases of 0 the background's bias is
     b_bg - b_fg = log((1 - C * pi) / pi).
 
     Args:
-        prior (float): start score of each class, in (0, 1 / C).
-        num_classes (int): C >= 1.
+        prior: start score of each class, in (0, 1 / C).
+        num_classes: C >= 1.
 
     Returns:
-        float: b_bg - b_fg.
+        b_bg - b_fg.
 
     Raises:
         ValueError: if ``prior`` is outside (0, 1 / C).
@@ -111,7 +112,7 @@ def softmax_prior_to_bias(prior, num_classes):
     return math.log1p(-num_classes * prior) - math.log(prior)
 
 
-def start_loss(prior, num_foreground, num_valid, num_classes):
+def start_loss(prior: float, num_foreground: float, num_valid: float, num_classes: int) -> float:
     """Classification loss per foreground sample when every score equals ``prior``.
 
         L(pi) = -log(pi) - (N / N_f * C - 1) * log(1 - pi)
@@ -121,11 +122,11 @@ def start_loss(prior, num_foreground, num_valid, num_classes):
     near the minimum it is flat, so a prior that is 1 % off does no harm.
 
     Args:
-        prior (float): pi, in (0, 1).
+        prior: pi, in (0, 1).
         num_foreground, num_valid, num_classes: as in :func:`optimal_prior`.
 
     Returns:
-        float: in nats per foreground sample.
+        In nats per foreground sample.
     """
     num_zeros_per_foreground = num_valid / num_foreground * num_classes - 1
     return -math.log(prior) - num_zeros_per_foreground * math.log1p(-prior)

@@ -15,12 +15,12 @@ CONVOLUTIONS = (torch.conv2d, torch.conv_transpose2d)
 
 
 @contextlib.contextmanager
-def training_autocast(device, dtype):
+def training_autocast(device: str, dtype: torch.dtype | None):
     """A context in which a detector computes its losses in mixed precision.
 
     Args:
-        device (str): "cuda" or "cpu".
-        dtype (torch.dtype or None): of convolutions and matrix products; None for full precision.
+        device: "cuda" or "cpu".
+        dtype: of convolutions and matrix products; None for full precision.
 
     """
     is_unsound = device == "cpu" and dtype == torch.bfloat16

@@ -1,6 +1,7 @@
 """One answer for all processes, be it an exception."""
 
 import logging
+from collections.abc import Callable
 
 from detectron2.utils import comm
 
@@ -9,13 +10,13 @@ from .errors import BadInput
 logger = logging.getLogger(__name__)
 
 
-def agreed(function):
+def agreed(function: Callable) -> object:
     """
     Args:
-        function (callable): called by the main process alone; what it returns can be pickled.
+        function: called by the main process alone; what it returns can be pickled.
 
     Returns:
-        object: what it returned, on every process; or its exception is raised on all of them.
+        What it returned, on every process; or its exception is raised on all of them.
     """
     return raised(comm.all_gather(caught(function) if comm.is_main_process() else None)[0])
 

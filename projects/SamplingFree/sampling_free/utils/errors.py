@@ -18,26 +18,26 @@ class BadInput(Exception):
         super().__init__(printable(str(message).rsplit(f"{type(self).__name__}: ", 1)[-1]))
 
 
-def printable(message):
+def printable(message: str) -> str:
     """One line that any terminal and log file takes, also of a file name that is not UTF-8.
 
     Args:
-        message (str):
+        message:
 
     Returns:
-        str: without line breaks; what cannot be printed is escaped.
+        Without line breaks; what cannot be printed is escaped.
     """
     line = " ".join(message.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def require_number(key, value, low, high):
+def require_number(key: str, value: object, low: float, high: float):
     """Raises BadInput unless ``value`` is a number in [low, high].
 
     Args:
-        key (str): where a config has it.
-        value (object): bool is no number here.
-        low, high (float):
+        key: where a config has it.
+        value: bool is no number here.
+        low, high:
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
@@ -45,12 +45,12 @@ def require_number(key, value, low, high):
         raise BadInput(f"{key}={value!r}: give a number {limits}")
 
 
-def require_writable(option, path):
+def require_writable(option: str, path: str | None):
     """Raises BadInput unless a file can be written there; its folder is made.
 
     Args:
-        option (str): of the command line, for the message.
-        path (str or None): None is not looked at.
+        option: of the command line, for the message.
+        path: None is not looked at.
     """
     if path is None:
         return
@@ -66,12 +66,12 @@ def require_writable(option, path):
         raise BadInput(f"{option} {path}: cannot be written ({reason}); give another file")
 
 
-def require_writable_folder(option, folder):
+def require_writable_folder(option: str, folder: str):
     """Raises BadInput unless files can be written into a folder, which is made.
 
     Args:
-        option (str): of the command line or the config, for the message.
-        folder (str):
+        option: of the command line or the config, for the message.
+        folder:
     """
     try:
         os.makedirs(folder, exist_ok=True)

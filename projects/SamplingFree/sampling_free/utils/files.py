@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Callable
 
 UNFINISHED = ".unfinished"
 
@@ -20,14 +21,14 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path, value, indent=1, default=None):
+def write_json(path: str, value: object, indent: int | None = 1, default: Callable | None = None):
     """Writes a file as a whole, or leaves what was there.
 
     Args:
-        path (str): its folder is made.
-        value (object): of dicts, lists, text and numbers; null for those that are not finite.
-        indent (int or None): None for one long line.
-        default (callable): makes one of these of anything else; None for a TypeError.
+        path: its folder is made.
+        value: of dicts, lists, text and numbers; null for those that are not finite.
+        indent: None for one long line.
+        default: makes one of these of anything else; None for a TypeError.
 
     Raises:
         OSError: as of a full disk.
@@ -39,11 +40,11 @@ def write_json(path, value, indent=1, default=None):
 
 
 @contextlib.contextmanager
-def written_whole(path):
+def written_whole(path: str):
     """A text file to write into, which gets its name when it is whole; on an error it is removed.
 
     Args:
-        path (str): what is there stays till then.
+        path: what is there stays till then.
     """
     unfinished = f"{path}.{os.getpid()}{UNFINISHED}"  # several processes may write it
     try:

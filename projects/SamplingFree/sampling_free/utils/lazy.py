@@ -4,6 +4,7 @@ import inspect
 
 from detectron2.config import instantiate
 from detectron2.utils.registry import locate
+from omegaconf import DictConfig
 
 from .errors import BadInput
 
@@ -19,14 +20,14 @@ def target_of(node):
     return locate(node._target_) if isinstance(node._target_, str) else node._target_
 
 
-def call_parameters(node):
+def call_parameters(node: DictConfig) -> set[str] | None:
     """Parameter names of a node's ``_target_``.
 
     Args:
-        node (DictConfig):
+        node:
 
     Returns:
-        set[str] or None: empty for a plain dict, None if the callable takes any keyword.
+        Empty for a plain dict, None if the callable takes any keyword.
     """
     target = node.get("_target_", None)
     if target is None:

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import torch
 from detectron2.structures import ImageList
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +47,14 @@ class ForwardState:
 
 
 @contextlib.contextmanager
-def preserved(model):
+def preserved(model: nn.Module):
     """Everything that a forward pass in training changes is put back at the end.
 
     The random generators of Python, numpy and torch (CPU and the model's GPU), and the model's
     :class:`ForwardState`.
 
     Args:
-        model (nn.Module):
+        model:
     """
     devices = {x.device for x in model.parameters() if x.device.type == "cuda"}
     states = random.getstate(), np.random.get_state()

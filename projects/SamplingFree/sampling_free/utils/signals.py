@@ -24,11 +24,11 @@ class Interrupted(KeyboardInterrupt):
         code (int): what the process exits with, 128 and the signal's number.
     """
 
-    def __init__(self, number, message=""):
+    def __init__(self, number: int, message: str = ""):
         """
         Args:
-            number (int): of the signal.
-            message (str): one line for the user; "" where another process says it.
+            number: of the signal.
+            message: one line for the user; "" where another process says it.
         """
         super().__init__(message)
         self.number = number

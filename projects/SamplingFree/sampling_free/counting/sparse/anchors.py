@@ -157,15 +157,15 @@ def _hits(grid, least):
     return _Hits(objects[row], level[row], row_begins[row] + begin_of_anchor[column], overlap[hit])
 
 
-def _first_of_best(hits, table):
+def _first_of_best(hits: _Hits, table: np.ndarray) -> np.ndarray:
     """Which hit decides about an anchor: that of the largest IoU, of equal ones the first.
 
     Args:
-        hits (_Hits):
-        table (np.ndarray): for each anchor of the batch; gets the hit that decides.
+        hits:
+        table: for each anchor of the batch; gets the hit that decides.
 
     Returns:
-        np.ndarray: (M,) index among the hits, ascending.
+        (M,) index among the hits, ascending.
     """
     everything = np.arange(len(hits.iou))
     better = everything
@@ -185,11 +185,11 @@ def _is_best(hits):
     return hits.iou == np.repeat(best, np.diff(begin, append=len(hits.iou)))
 
 
-def _best_objects(grid, image, anchor):
+def _best_objects(grid, image: np.ndarray, anchor: np.ndarray):
     """(N,) which object of its image each anchor overlaps most; if several, the first.
 
     Args:
-        image, anchor (np.ndarray): (N,) image, and index among its anchors.
+        image, anchor: (N,) image, and index among its anchors.
     """
     counts = np.diff(grid.images.starts)[image]
     owner, objects = expand(grid.images.starts[image], counts)

@@ -58,17 +58,19 @@ class ATSSMatcher(InParts):
         return last_of_each_anchor(grid, *found, table)
 
 
-def _closest(grid, objects, level, counts, most, side):
+def _closest(
+    grid: Grid, objects: np.ndarray, level: np.ndarray, counts: np.ndarray, most: int, side: int
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Args:
-        grid (Grid): with one cell anchor in each level.
-        objects, level (np.ndarray): (P,).
-        counts (np.ndarray): (P,) how many anchors to find, from 1 up.
-        most (int): K, the largest count.
-        side (int): S to begin with; S * S >= K.
+        grid: with one cell anchor in each level.
+        objects, level: (P,).
+        counts: (P,) how many anchors to find, from 1 up.
+        most: K, the largest count.
+        side: S to begin with; S * S >= K.
 
     Returns:
-        tuple[np.ndarray, np.ndarray]: (P, K) columns and rows, in the order of their distance, of
+        (P, K) columns and rows, in the order of their distance, of
         equal ones in that of the grid. What comes after the count means nothing.
     """
     x, y = (_window(direction, objects, level, side) for direction in (grid.x, grid.y))
@@ -116,15 +118,15 @@ def _window(direction, objects, level, side):
     return _Window(begin, squares[:, 1:-1], np.minimum(squares[:, 0], squares[:, -1]))
 
 
-def _positive(overlap, counts, image):
+def _positive(overlap: np.ndarray, counts: np.ndarray, image: np.ndarray) -> np.ndarray:
     """
     Args:
-        overlap (np.ndarray): (G, L, K) float32, of each object with its candidates.
-        counts (np.ndarray): (B, L) how many of the K are there.
-        image (np.ndarray): (G,).
+        overlap: (G, L, K) float32, of each object with its candidates.
+        counts: (B, L) how many of the K are there.
+        image: (G,).
 
     Returns:
-        np.ndarray: (M,) index of the candidates in the flat array that stand out.
+        (M,) index of the candidates in the flat array that stand out.
     """
     candidates = overlap.reshape(len(overlap), -1)
     found = []

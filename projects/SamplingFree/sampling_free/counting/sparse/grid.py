@@ -44,13 +44,13 @@ class Grid:
         self.x, self.y = (Direction(self, cells, offset, axis) for axis in (0, 1))
         self.area = self.x.side * self.y.side
 
-    def anchors(self, image, index):
+    def anchors(self, image: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         Args:
-            image, index (np.ndarray): (N,) image of an anchor and index in that image.
+            image, index: (N,) image of an anchor and index in that image.
 
         Returns:
-            tuple[np.ndarray, np.ndarray]: (N, 4) float32 XYXY, and (N,) the level.
+            (N, 4) float32 XYXY, and (N,) the level.
         """
         level = (index[:, None] >= self.level_begins[image]).sum(axis=1) - 1
         place, cell = np.divmod(index - self.level_begins[image, level], self.per_cell[level])
@@ -81,26 +81,28 @@ class Direction:
         self.cell_side = self.cell_high - self.cell_low
         self.last = grid.images.shapes[:, :, 1 - axis].T - 1  # (L, B)
 
-    def anchors(self, index, cell):
+    def anchors(self, index: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         Args:
-            index (np.ndarray): columns or rows.
-            cell (np.ndarray): index among the Q cell anchors.
+            index: columns or rows.
+            cell: index among the Q cell anchors.
 
         Returns:
-            tuple[np.ndarray, np.ndarray]: float32, where the anchors begin and end.
+            Float32, where the anchors begin and end.
         """
         shift = ((index + self.offset) * self.grid.stride[cell]).astype(np.float32)
         return shift + self.cell_low[cell], shift + self.cell_high[cell]
 
-    def overlap(self, index, cell, objects=slice(None)):
+    def overlap(
+        self, index: np.ndarray, cell: np.ndarray, objects: np.ndarray = slice(None)
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         Args:
-            index, cell (np.ndarray): as in :meth:`anchors`.
-            objects (np.ndarray): index among the G objects.
+            index, cell: as in :meth:`anchors`.
+            objects: index among the G objects.
 
         Returns:
-            tuple[np.ndarray, np.ndarray]: float32, sides of the anchors, and what they have in
+            Float32, sides of the anchors, and what they have in
             common with the objects, >= 0.
         """
         low, high = self.anchors(index, cell)
@@ -115,14 +117,16 @@ class Direction:
         last = self.last[self.grid.level][:, self.grid.image]
         return self.overlap(np.clip(index, 0, last), cell)
 
-    def reach(self, objects, cell, common):
+    def reach(
+        self, objects: np.ndarray, cell: np.ndarray, common: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The anchors that have at least ``common`` pixels in common with an object, or some more.
 
         Args:
-            objects, cell, common (np.ndarray): (N,).
+            objects, cell, common: (N,).
 
         Returns:
-            tuple[np.ndarray, np.ndarray]: (N,) int64, first and last index; none if last < first.
+            (N,) int64, first and last index; none if last < first.
         """
         stride, common = self.grid.stride[cell], common - 2 * self.grid.slack
         first = (self.low[objects] + common - self.cell_high[cell]) / stride - self.offset

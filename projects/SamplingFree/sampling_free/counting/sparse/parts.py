@@ -3,6 +3,8 @@
 E pairs of an object and an anchor
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .images import Labelled, part_of
@@ -15,27 +17,27 @@ class InParts:
 
     per_cell = 1
 
-    def __call__(self, images):
+    def __call__(self, images) -> Labelled:
         """
         Args:
             images (Images): any number, with objects of some width and height.
 
         Returns:
-            Labelled: foreground, and what is ignored.
+            Foreground, and what is ignored.
         """
         return label_in_parts(self._label, images, self.per_cell)
 
 
-def label_in_parts(label, images, per_cell):
+def label_in_parts(label: Callable, images, per_cell: int | np.ndarray) -> Labelled:
     """
     Args:
-        label (callable): gives the Labelled of Images that have objects; gets an int32 table too,
+        label: gives the Labelled of Images that have objects; gets an int32 table too,
             with a place for each of their anchors, and whatever an earlier part left in it.
         images (Images): any number.
-        per_cell (int or np.ndarray): (L,) anchors at each place of a level.
+        per_cell: (L,) anchors at each place of a level.
 
     Returns:
-        Labelled: of all of them.
+        Of all of them.
     """
     sizes = images.shapes.prod(axis=2) * per_cell  # (B, L)
     anchors = np.concatenate([[0], sizes.sum(axis=1).cumsum()])
@@ -55,16 +57,23 @@ def label_in_parts(label, images, per_cell):
     return Labelled(*map(np.concatenate, zip(*parts)))
 
 
-def last_of_each_anchor(grid, objects, level, row, column, table):
+def last_of_each_anchor(
+    grid,
+    objects: np.ndarray,
+    level: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+    table: np.ndarray,
+) -> Labelled:
     """
     Args:
         grid (Grid): with one cell anchor in each level.
-        objects, level, row, column (np.ndarray): (E,) foreground; several objects may have an
+        objects, level, row, column: (E,) foreground; several objects may have an
             anchor, which then is the last one's.
-        table (np.ndarray): as :func:`label_in_parts` gives it.
+        table: as :func:`label_in_parts` gives it.
 
     Returns:
-        Labelled: nothing is ignored.
+        Nothing is ignored.
     """
     image = grid.image[objects]
     width = grid.images.shapes[image, level, 1]

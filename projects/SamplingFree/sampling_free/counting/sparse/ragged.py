@@ -8,15 +8,15 @@ Such as the columns of the anchors that each of many objects may overlap.
 import numpy as np
 
 
-def expand(first, counts):
+def expand(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The indices of all ranges, one range after another.
 
     Args:
-        first (np.ndarray): (N,) int64, start of each range.
-        counts (np.ndarray): (N,) int64 >= 0, length of each range.
+        first: (N,) int64, start of each range.
+        counts: (N,) int64 >= 0, length of each range.
 
     Returns:
-        tuple[np.ndarray, np.ndarray]: (T,) the range that each index belongs to, and the index.
+        (T,) the range that each index belongs to, and the index.
     """
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) + (first - begins(counts))[owner]

@@ -20,14 +20,11 @@ class Unknown(Exception):
     """Why the sparse path does not know a detector's labels, in words."""
 
 
-def sparse_matcher(assignment, mapper):
+def sparse_matcher(assignment, mapper: DatasetMapper) -> IoUMatcher | PointMatcher | ATSSMatcher:
     """
     Args:
         assignment (Assignment): of :func:`assignment_of`.
-        mapper (DatasetMapper): makes the objects that are matched.
-
-    Returns:
-        IoUMatcher or PointMatcher or ATSSMatcher
+        mapper: makes the objects that are matched.
 
     Raises:
         Unknown: if only the detector itself can label its anchors.
@@ -45,7 +42,7 @@ def sparse_matcher(assignment, mapper):
         _require_own(head, ATSS, "label_anchors", "labels_and_boxes")
         if any(len(x) != 1 for x in grid[0]):
             raise Unknown("it has several anchors at each place")
-        return ATSSMatcher(*grid, head.topk)
+        return ATSSMatcher(*grid, head.topk)  # type: ignore[call-arg]
     if isinstance(head, FCOS):
         match = (
             "match_anchors" if hasattr(FCOS, "match_anchors") else "_match_anchors"
@@ -53,7 +50,7 @@ def sparse_matcher(assignment, mapper):
         _require_own(head, FCOS, "label_anchors", match)
         if any(x.tolist() != [[-s / 2, -s / 2, s / 2, s / 2]] for x, s in zip(*grid[:2])):
             raise Unknown("its anchors are no squares as large as their stride")
-        return PointMatcher(*grid[1:], head.center_sampling_radius)
+        return PointMatcher(*grid[1:], head.center_sampling_radius)  # type: ignore[call-arg]
     _require_own(head, RetinaNet, "label_anchors")
     return _iou_matcher(head.anchor_matcher, grid)
 

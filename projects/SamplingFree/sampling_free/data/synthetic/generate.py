@@ -114,11 +114,11 @@ def class_names(config):
     return [look(k).name for k in range(config.num_classes)]
 
 
-def generate(config, split, folder):
+def generate(config: SyntheticConfig, split, folder):
     """Write one split: ``folder/images/*.png`` and ``folder/annotations.json``.
 
     Args:
-        config (SyntheticConfig): what to draw.
+        config: what to draw.
         split: "train", "val" or "test".
         folder: the target; made if it is missing.
     """

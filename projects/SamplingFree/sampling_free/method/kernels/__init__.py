@@ -14,24 +14,27 @@ Everything is computed in float32; ``scale`` and the results are float32 scalars
 """
 
 import functools
+import importlib
 import importlib.util
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
 
 
-def kernel_of(level):
-    """The module for a tensor: Triton's on a GPU, if Triton is there."""
+def kernel_of(level: Tensor) -> ModuleType:
+    """Returns the module for a tensor: Triton's on a GPU, if Triton is there."""
     if level.is_cuda and _has_triton():
-        from . import sigmoid_bce_triton as kernel
-    else:
-        from . import sigmoid_bce_torch as kernel
-    return kernel
+        return importlib.import_module(f"{__name__}.sigmoid_bce_triton")
+    return importlib.import_module(f"{__name__}.sigmoid_bce_torch")
 
 
 @functools.lru_cache(maxsize=None)
-def _has_triton():
+def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def anchors_and_classes(levels, labels):
-    """(A, K) of levels (N, A*K, Hi, Wi) and their labels (N, R)."""
+def anchors_and_classes(levels: Sequence[Tensor], labels: Tensor) -> tuple[int, int]:
+    """Returns (A, K) of levels (N, A*K, Hi, Wi) and their labels (N, R)."""
     num_anchors = labels.shape[1] // sum(x.shape[2] * x.shape[3] for x in levels)
     return num_anchors, levels[0].shape[1] // num_anchors

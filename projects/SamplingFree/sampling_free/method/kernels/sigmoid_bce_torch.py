@@ -4,6 +4,7 @@ The logits are read in the order in which they lie in memory, as a sum does not 
 pieces that stay in the cache. What is not background is known by its offset.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from . import anchors_and_classes
 
 PIECE = 1 << 20  # logits; of those tried between 2^15 and 2^21 the fastest
 FOLDS = 4
+
+
+Levels = Sequence[Tensor]
 
 
 class Targets(NamedTuple):
@@ -28,8 +32,8 @@ class Targets(NamedTuple):
     special: Tensor
 
 
-def find_targets(levels, labels):
-    """list[Targets]: see the package."""
+def find_targets(levels: Levels, labels: Tensor) -> list[Targets]:
+    """Finds the targets of each level; see the package."""
     num_anchors, num_classes = anchors_and_classes(levels, labels)
     images, rows = (labels != num_classes).nonzero(as_tuple=True)
     classes, targets, start = labels[images, rows].long(), [], 0
@@ -41,7 +45,7 @@ def find_targets(levels, labels):
     return targets
 
 
-def _offsets(x, images, rows, classes, num_classes):
+def _offsets(x: Tensor, images: Tensor, rows: Tensor, classes: Tensor, num_classes: int) -> Targets:
     num_anchors = x.shape[1] // num_classes
     places, anchors = rows // num_anchors, rows % num_anchors
     of_image, of_channel, of_y, of_x = x.stride()
@@ -58,17 +62,22 @@ def _offsets(x, images, rows, classes, num_classes):
     return Targets(positive, torch.cat([positive, ignored]).sort().values)
 
 
-def total_loss(levels, targets):
-    """Tensor: see the package."""
+def total_loss(levels: Levels, targets: Sequence[Targets]) -> Tensor:
+    """Sums the loss; see the package."""
     return _total(levels, targets, F.softplus, _softplus_sum)
 
 
-def gradient_norm(levels, targets):
-    """Tensor: see the package."""
+def gradient_norm(levels: Levels, targets: Sequence[Targets]) -> Tensor:
+    """Sums the size of the gradient; see the package."""
     return _total(levels, targets, torch.sigmoid, _sigmoid_sum)
 
 
-def _total(levels, targets, of_positive, sum_of_piece):
+def _total(
+    levels: Levels,
+    targets: Sequence[Targets],
+    of_positive: Callable[[Tensor], Tensor],
+    sum_of_piece: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     sums = []
     for x, (positive, special) in zip(levels, targets):
         flat = _in_memory_order(x)
@@ -77,12 +86,12 @@ def _total(levels, targets, of_positive, sum_of_piece):
     return torch.stack(sums).sum(dtype=torch.float64).float()
 
 
-def gradients(levels, targets, scale):
-    """list[Tensor]: see the package."""
-    return [_gradient(x, *target, scale) for x, target in zip(levels, targets)]
+def gradients(levels: Levels, targets: Sequence[Targets], scale: Tensor) -> list[Tensor]:
+    """Computes the gradient of each level; see the package."""
+    return [_gradient(x, t.positive, t.special, scale) for x, t in zip(levels, targets)]
 
 
-def _gradient(x, positive, special, scale):
+def _gradient(x: Tensor, positive: Tensor, special: Tensor, scale: Tensor) -> Tensor:
     result = torch.empty_like(x)
     flat, flat_result = _in_memory_order(x), _in_memory_order(result)
     for piece, out in zip(flat.split(PIECE), flat_result.split(PIECE)):
@@ -99,25 +108,25 @@ def _gradient(x, positive, special, scale):
     return result
 
 
-def _in_memory_order(x):
+def _in_memory_order(x: Tensor) -> Tensor:
     """A view (numel,) of a dense tensor (N, C, H, W)."""
     return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).view(-1)
 
 
-def _pieces(flat, special):
+def _pieces(flat: Tensor, special: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields pieces of ``flat``, and the special offsets in each, counted from its start."""
     starts = range(0, len(flat), PIECE)
-    bounds = torch.tensor([*starts, len(flat)], device=flat.device)
-    bounds = torch.searchsorted(special, bounds).tolist()
+    ends = torch.tensor([*starts, len(flat)], device=flat.device)
+    bounds = torch.searchsorted(special, ends).tolist()
     for start, first, last in zip(starts, bounds, bounds[1:]):
         yield flat[start : start + PIECE], special[first:last] - start
 
 
-def _sigmoid_sum(x, special):
+def _sigmoid_sum(x: Tensor, special: Tensor) -> Tensor:
     return torch.sigmoid(x.float()).index_fill_(0, special, 0).sum()
 
 
-def _softplus_sum(x, special):
+def _softplus_sum(x: Tensor, special: Tensor) -> Tensor:
     """Sum of softplus(x) but for the special places.
 
     softplus(x) = -log(1 - s) with the score s = sigmoid(x), and a sum of logarithms is the
