@@ -18,7 +18,7 @@ from rows import run
 from sampling_free.cli import load_config
 from sampling_free.data.datasets import num_classes_of
 from timing import in_turn, summary
-from traffic import memory_of, synchronisations
+from traffic import memory_of, synchronizations
 
 # Config, without its end, of the detector; what ends that of its baseline.
 DETECTORS = {
@@ -69,7 +69,7 @@ def measure(case, device, seconds):
             **summary(times[name], times["baseline"]),
             "peak_mb": peaks[name],
             "more_mb": peaks[name] - peaks["baseline"],
-            "syncs": synchronisations(step),
+            "syncs": synchronizations(step),
         }
         for name, step in steps.items()
     ]
@@ -103,7 +103,7 @@ def iteration(node, batch, dtype, device, storage):
 
 @torch.no_grad()
 def calibrate(model, batch):
-    """Gives frozen normalisation the statistics of a batch.
+    """Gives frozen normalization the statistics of a batch.
 
     It comes with those of trained weights. With random ones the features are thousands, and of the
     proposals, which are then anywhere, a handful is left.

@@ -17,7 +17,7 @@ from made_up import level_sizes, made_up_labels, made_up_logits
 from rivals import LOSSES, compiled
 from rows import run
 from timing import in_turn, summary
-from traffic import Traffic, memory_of, synchronisations
+from traffic import Traffic, memory_of, synchronizations
 
 FLOOR = 1.5  # copies of the logits
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -127,7 +127,7 @@ def footprint(loss, levels, labels, num_classes, device):
     found = {
         "peak": memory_of(step, device).peak / size,
         "held": memory_of(lambda: loss(levels, labels, num_classes), device).held / size,
-        "syncs": synchronisations(step),
+        "syncs": synchronizations(step),
     }
     if device == "cpu" and loss is not compiled:
         with Traffic() as traffic:

@@ -26,7 +26,7 @@ from made_up import fill_boxes_with_masks, level_sizes, made_up_batch
 from rows import run
 from sampling_free.cli import load_config
 from timing import in_turn, summary
-from traffic import memory_of, synchronisations
+from traffic import memory_of, synchronizations
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 NUM_PROPOSALS = 1000  # of an image, after NMS
@@ -90,7 +90,7 @@ def measure(case, device, seconds):
             **summary(times[name], times["512 sampled"]),
             "peak_mb": peaks[name],
             "more_mb": peaks[name] - peaks["512 sampled"],
-            "syncs": synchronisations(step),
+            "syncs": synchronizations(step),
         }
         for name, step in steps.items()
     ]

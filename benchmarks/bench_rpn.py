@@ -19,7 +19,7 @@ from rows import run
 from sampling_free import sigmoid_bce_all
 from sampling_free.cli import load_config
 from timing import in_turn, summary
-from traffic import memory_of, synchronisations
+from traffic import memory_of, synchronizations
 
 STRIDES = (4, 8, 16, 32, 64)
 CONFIGS = {
@@ -63,14 +63,14 @@ def measure(case, device, seconds):
                 "anchors": sum(map(len, outputs.gt_labels)),
                 **summary(times[name], times["256 sampled"]),
                 "peak_mb": memory_of(step, device).peak / 1e6,
-                "syncs": synchronisations(step),
+                "syncs": synchronizations(step),
             }
             for name, step in steps.items()
         ]
 
 
 class RawOutputs:
-    """What the head of an RPN gives for a made-up batch, and how its anchors are labelled.
+    """What the head of an RPN gives for a made-up batch, and how its anchors are labeled.
 
     Attributes:
         logits, deltas (list[Tensor]): (N, A, Hi, Wi) and (N, A*4, Hi, Wi) of each level.

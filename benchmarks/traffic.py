@@ -133,7 +133,7 @@ def _memory_on_cpu(function):
     return Memory(peak, held)
 
 
-def synchronisations(function):
+def synchronizations(function):
     """
     Args:
         function (callable): without arguments; called once.

@@ -43,7 +43,7 @@ def loss_memory(rows):
         gpu = _only(rows, loss=name, device="cuda", heap="")
         cells = [_number(cpu, c) for c in ("peak", "held", "bytes_per_logit")]
         table.append([title, *cells, *(_number(gpu, c) for c in ("peak", "held", "syncs"))])
-    head = ["loss", "peak", "held", "bytes a logit", "GPU: peak", "held", "synchronisations"]
+    head = ["loss", "peak", "held", "bytes a logit", "GPU: peak", "held", "synchronizations"]
     return _table(table, head)
 
 

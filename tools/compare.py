@@ -51,7 +51,7 @@ from sampling_free.comparison.records import Records
 from sampling_free.comparison.schedule import POLL, SideBySide
 from sampling_free.comparison.store import Output
 from sampling_free.comparison.subprocesses import Processes
-from sampling_free.comparison.summary import of_best_ap, summarise
+from sampling_free.comparison.summary import of_best_ap, summarize
 from sampling_free.comparison.table import markdown, summary_table
 from sampling_free.config.convert import VARIANTS
 from sampling_free.utils.errors import BadInput, require_writable, require_writable_folder
@@ -204,7 +204,7 @@ def compare(args, poll=POLL):
         runs, lost = chosen_rates(runs, tried, args.best_only)
         finals = plan(with_seeds(runs, args.seeds, args.final), args.folder, pictures)
     records = work.run(finals, "final runs", lambda: output.write(tried + work.done(finals)))
-    rows = summarise(records)
+    rows = summarize(records)
     print(markdown(*summary_table(rows)))
     if len(args.seeds) == 1:
         print("One seed each: nothing follows from one seed.")

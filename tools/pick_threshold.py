@@ -119,7 +119,7 @@ def main():
     if "annotations" not in evaluator._coco_api.dataset:
         raise BadInput(
             f"data set {evaluator._metadata.name}: has no annotations; a threshold is picked on "
-            "a labelled set: set dataloader.test.dataset.names"
+            "a labeled set: set dataloader.test.dataset.names"
         )
     if not args.detections:
         cfg.train.expected_results = []  # a threshold is wanted, no verdict

@@ -1,5 +1,5 @@
 """Baseline: Detectron2's Cascade R-CNN R50 with biased sampling on COCO, the authors' recipe but
-for the normalisers of the losses, which are Detectron2's.
+for the normalizers of the losses, which are Detectron2's.
 
 Command:  python train_net.py --num-gpus 8 \
               --config-file configs/cascade_rcnn/cascade_rcnn_R_50_FPN_1x_authors_sampled.py

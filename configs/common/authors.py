@@ -1,7 +1,7 @@
 """What the authors' code does otherwise than Detectron2 (arXiv 1909.04868, final code of 2021).
 
 Box losses: smooth L1 with beta 0.11 (RetinaNet), 1/9 (RPN) and 1 (RoI head), their mean over the
-four coordinates, half of it in the RPN; FCOS without centre sampling, its box loss weighted by
+four coordinates, half of it in the RPN; FCOS without center sampling, its box loss weighted by
 centerness (GIoU here as in Detectron2, IoU there); ATSS and PAA as published. As they guide the
 classification losses, these are scaled too. Images have one scale, 800 px, an R-CNN keeps 1000
 proposals. Biases learn at twice the rate and do not decay. The guide is that of the paper;

@@ -1,6 +1,6 @@
 """What lets a detector train on a CPU from random weights: R18 with BN and 64 channels.
 
-Frozen batch normalisation, Detectron2's default, cannot learn from random weights.
+Frozen batch normalization, Detectron2's default, cannot learn from random weights.
 """
 
 from detectron2.layers import ShapeSpec

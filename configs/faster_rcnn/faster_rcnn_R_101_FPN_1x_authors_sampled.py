@@ -1,5 +1,5 @@
 """Baseline: Detectron2's Faster R-CNN R101 with biased sampling on COCO, the authors' recipe but
-for the normalisers of the losses, which are Detectron2's.
+for the normalizers of the losses, which are Detectron2's.
 
 Command:  python train_net.py --num-gpus 8 \
               --config-file configs/faster_rcnn/faster_rcnn_R_101_FPN_1x_authors_sampled.py

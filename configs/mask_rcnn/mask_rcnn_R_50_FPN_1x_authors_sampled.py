@@ -1,5 +1,5 @@
 """Baseline: Detectron2's Mask R-CNN R50 with biased sampling on COCO, the authors' recipe but for
-the normalisers of the losses, which are Detectron2's.
+the normalizers of the losses, which are Detectron2's.
 
 Command:  python train_net.py --num-gpus 8 \
               --config-file configs/mask_rcnn/mask_rcnn_R_50_FPN_1x_authors_sampled.py

@@ -1,5 +1,5 @@
 """Baseline: Detectron2's RetinaNet R101 with focal loss on COCO, the authors' recipe but for the
-normaliser of the box loss, which is Detectron2's.
+normalizer of the box loss, which is Detectron2's.
 
 Command:  python train_net.py --num-gpus 8 \
               --config-file configs/retinanet/retinanet_R_101_FPN_1x_authors_focal.py

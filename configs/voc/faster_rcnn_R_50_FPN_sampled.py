@@ -1,5 +1,5 @@
 """Baseline: Detectron2's Faster R-CNN R50 with biased sampling on PASCAL VOC 07+12, the authors'
-recipe but for the normalisers of the losses, which are Detectron2's.
+recipe but for the normalizers of the losses, which are Detectron2's.
 
 Command:  python train_net.py --num-gpus 8 \
               --config-file configs/voc/faster_rcnn_R_50_FPN_sampled.py

@@ -1,5 +1,5 @@
 """Baseline: Detectron2's RetinaNet R50 with focal loss on PASCAL VOC 07+12, the authors' recipe but
-for the normaliser of the box loss, which is Detectron2's.
+for the normalizer of the box loss, which is Detectron2's.
 
 Command:  python train_net.py --config-file configs/voc/retinanet_R_50_FPN_focal.py --num-gpus 8
 Hardware: 8 GPUs of 8 GB or more.

@@ -338,7 +338,7 @@ def _with(module, **attributes):
 
 
 def roi_inputs(model, inputs, seed=0):
-    """(features, labelled proposals): random boxes besides those near the objects."""
+    """(features, labeled proposals): random boxes besides those near the objects."""
     model.train()
     images = model.preprocess_image(inputs)
     features = model.backbone(images.tensor)

@@ -30,7 +30,7 @@ MODELS = {
     "RPN with GHM": lambda: rpn(GHMRPN),
 }
 NUMS = {"both halves": (3, 1, 2, 0), "second half empty": (3, 1, 0, 0), "nothing": (0, 0, 0, 0)}
-NUM_STEPS = 3  # of normalisers that run
+NUM_STEPS = 3  # of normalizers that run
 
 
 def steps(model, inputs):

@@ -23,7 +23,7 @@ from sampling_free.comparison.report_curves import (
     precision_recall,
 )
 from sampling_free.comparison.report_sections import MAX_CLASSES
-from sampling_free.comparison.summary import summarise
+from sampling_free.comparison.summary import summarize
 from sampling_free.comparison.table import summary_table
 
 
@@ -118,7 +118,7 @@ def test_the_page_needs_nothing_beside_it(whole):
 
 def test_the_table_has_every_number_of_the_summary(whole):
     page, runs = whole
-    head, rows = summary_table(summarise(runs))
+    head, rows = summary_table(summarize(runs))
     table = page.cells[-len(head) * (len(rows) + 1) :]
     assert table == [*head, *(cell for row in rows for cell in row)]
     # Apart from the summary: from the records.
@@ -153,7 +153,7 @@ def test_every_image_decodes_and_has_a_caption(whole):
         "Losses": [*losses, "guide/loss_cls_raw: before the scaling by r", "guide/r"],
         "Gradients at the outputs": monitored,
         "Gradients at the features": monitored,
-        "Classification gradient over localisation gradient": ["cls"],
+        "Classification gradient over localization gradient": ["cls"],
         "Scores of foreground and background": monitored,
         "Precision and recall": ["all classes together", *CLASSES],
         "Example pictures": [f"{v}, seed 0" for v in VARIANTS],

@@ -13,7 +13,7 @@ from sampling_free.comparison.summary import (
     paired_difference,
     show,
     spread,
-    summarise,
+    summarize,
     verdict,
 )
 from sampling_free.comparison.table import markdown, summary_table
@@ -30,7 +30,7 @@ def record(variant, seed, ap=None, rate=None, **more):
 
 def columns(runs):
     """The table as a dict: name of the row -> column -> text."""
-    head, cells = summary_table(summarise(runs))
+    head, cells = summary_table(summarize(runs))
     return {row[0]: dict(zip(head, row)) for row in cells}
 
 
@@ -76,7 +76,7 @@ def test_the_spread_is_of_the_sample():
 def test_a_row_pairs_equal_seeds_whatever_their_order():
     runs = [record("ours", s, 40.0 + s) for s in (0, 1, 2)]
     runs += [record("focal", s, 38.0 + 3 * s) for s in (2, 0, 1)]
-    reference, focal = summarise(runs)
+    reference, focal = summarize(runs)
     assert reference["is_reference"] and reference["differences"] is None
     difference = focal["differences"]["bbox/AP"]
     assert dict(zip(difference["seeds"], difference["values"])) == {0: -2.0, 1: 0.0, 2: 2.0}
@@ -88,7 +88,7 @@ def test_a_diverged_seed_is_said_and_left_out_of_the_pairs():
     runs = [record("ours", 0, 40.0), record("ours", 1, 42.0), record("ours", 2, 44.0)]
     runs += [record("focal", 0, 39.0), record("focal", 1), record("focal", 2, 40.0)]
     runs += [record("ghm", s) for s in (0, 1, 2)]
-    _, focal, ghm = summarise(runs)
+    _, focal, ghm = summarize(runs)
     assert focal["seeds"] == [0, 1, 2] and focal["diverged"] == [1]
     assert focal["differences"]["bbox/AP"]["values"] == [-1.0, -4.0]
     assert ghm["metrics"] == {} and ghm["differences"] == {}
@@ -100,7 +100,7 @@ def test_a_diverged_seed_is_said_and_left_out_of_the_pairs():
 
 def test_a_reference_that_diverged_leaves_rows_without_a_difference():
     runs = [record("ours", 0), record("focal", 0, 39.0)]
-    assert summarise(runs)[1]["differences"] == {}
+    assert summarize(runs)[1]["differences"] == {}
     assert columns(runs)["focal"]["AP"] == "39.0"
 
 
@@ -109,7 +109,7 @@ def test_the_default_threshold_has_a_row_of_its_own_with_the_same_reference():
     shared = {"test_score_thresh": 0.001}
     runs = [record("ours", 0, 40.0, **shared)]
     runs += [record("focal", 0, 37.0, at_default_threshold=usual, **shared)]
-    _, focal, low = summarise(runs)
+    _, focal, low = summarize(runs)
     assert (focal["at_default_threshold"], low["at_default_threshold"]) == (False, True)
     assert (focal["test_score_thresh"], low["test_score_thresh"]) == (0.001, 0.05)
     assert low["differences"]["bbox/AP"]["values"] == [-5.0]
@@ -119,7 +119,7 @@ def test_the_default_threshold_has_a_row_of_its_own_with_the_same_reference():
 
 def test_a_reference_is_compared_with_itself_at_its_default_threshold():
     usual = {"bbox/AP": 35.0, "test_score_thresh": 0.05}
-    reference, low = summarise([record("focal", 0, 37.0, at_default_threshold=usual)])
+    reference, low = summarize([record("focal", 0, 37.0, at_default_threshold=usual)])
     assert reference["is_reference"] and not low["is_reference"]
     assert low["differences"]["bbox/AP"]["values"] == [-2.0]
 
@@ -127,7 +127,7 @@ def test_a_reference_is_compared_with_itself_at_its_default_threshold():
 def test_of_several_rates_each_is_compared_with_the_first_variant_at_that_rate():
     runs = [record("ours", 0, 40.0, rate=0.1), record("ours", 0, 30.0, rate=0.2)]
     runs += [record("focal", 0, 20.0, rate=0.2), record("focal", 0, 10.0, rate=0.4)]
-    rows = {row["name"]: row for row in summarise(runs)}
+    rows = {row["name"]: row for row in summarize(runs)}
     assert list(rows) == [
         "ours, rate 0.1",
         "ours, rate 0.2",
@@ -141,9 +141,9 @@ def test_of_several_rates_each_is_compared_with_the_first_variant_at_that_rate()
 
 def test_runs_that_only_chose_a_rate_are_left_out():
     runs = [record("ours", 0, 99.0, rate=0.1, choosing=True), record("ours", 0, 40.0, rate=0.1)]
-    (row,) = summarise(runs)
+    (row,) = summarize(runs)
     assert row["metrics"]["bbox/AP"]["values"] == [40.0]
-    assert summarise([]) == []
+    assert summarize([]) == []
 
 
 def test_time_is_a_ratio_of_pairs_on_the_same_machine_alone():
@@ -151,7 +151,7 @@ def test_time_is_a_ratio_of_pairs_on_the_same_machine_alone():
     runs += [record("focal", 0, 40.0, seconds_per_iteration=1.0)]
     runs += [record("focal", 1, 40.0, seconds_per_iteration=1.0)]
     runs += [record("ghm", 0, 40.0, seconds_per_iteration=3.0, device="gpu")]
-    ours, focal, ghm = summarise(runs)
+    ours, focal, ghm = summarize(runs)
     assert ours["time_ratio"] == 1.0 and ghm["time_ratio"] is None
     assert focal["time_ratio"] == pytest.approx((1.0 / 0.5 + 1.0 / 1.0) / 2)
     table = columns(runs)
@@ -161,7 +161,7 @@ def test_time_is_a_ratio_of_pairs_on_the_same_machine_alone():
 def test_the_table_has_a_column_for_each_class_and_none_for_what_no_row_has():
     first = record("ours", 0, 40.0, **{"bbox/AP-cat": 50.0, "bbox/AP-dog": None})
     del first["peak_memory_mib"]
-    head, ((*cells,),) = summary_table(summarise([first]))
+    head, ((*cells,),) = summary_table(summarize([first]))
     assert head == ["variant", "seeds", "AP", "difference (95 %)", "AP50", "AP cat", "s/iteration"]
     assert cells == ["ours", "1", "40.0", "reference", "80.0", "50.0", "1 (0.5 s)"]
 
@@ -199,7 +199,7 @@ def test_the_images_have_an_interval_of_their_own_where_every_run_of_the_pairs_k
     runs = [record("a", s, 40.0 + s, bootstrap=(drawn + 40).tolist()) for s in (0, 1)]
     runs += [record("b", s, 42.0 + 2 * s, bootstrap=(drawn + 42 + s).tolist()) for s in (0, 1)]
     runs += [record("c", 0, 30.0, bootstrap=(drawn + 30).tolist()), record("c", 1, 31.0)]
-    _, b, c = summarise(runs)
+    _, b, c = summarize(runs)
     found = b["differences"]["bbox/AP"]
     # The images shift both variants alike: of the seeds' differences, 2 and 3, the mean is left.
     assert (found["image_low"], found["image_high"]) == pytest.approx((2.5, 2.5))

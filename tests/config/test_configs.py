@@ -232,7 +232,7 @@ def test_the_authors_recipe(path):
     groups = instantiate(cfg.optimizer).param_groups
     settings = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     parameters = {k: settings[id(p)] for k, p in model.named_parameters() if p.requires_grad}
-    norms = {  # Detectron2 does not decay normalisation, of which FCOS has some
+    norms = {  # Detectron2 does not decay normalization, of which FCOS has some
         f"{name}.{key}"
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.GroupNorm)
@@ -292,7 +292,7 @@ def test_bccd_has_its_three_classes():
 
 
 @cases([p for p in WHOLE if "R_18" in p.name or p.parent.name == "demo"])
-def test_what_starts_from_random_weights_has_no_frozen_normalisation(path):
+def test_what_starts_from_random_weights_has_no_frozen_normalization(path):
     cfg = config(path)
     model = without_weights(cfg.model)
     assert cfg.train.init_checkpoint == ""

@@ -34,8 +34,8 @@ def _fcos_labels(boxes, classes, size, *, radius, num_classes):
             for (x0, y0, x1, y1), c in zip(boxes.tolist(), classes):
                 inside = x0 < x < x1 and y0 < y < y1
                 reach = max(x - x0, x1 - x, y - y0, y1 - y)
-                off_centre = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
-                if inside and low < reach < high and off_centre < radius * stride:
+                off_center = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
+                if inside and low < reach < high and off_center < radius * stride:
                     claims.append(((x1 - x0) * (y1 - y0), c))
             labels.append(min(claims)[1] if claims else num_classes)
         levels.append(np.array(labels))
@@ -112,7 +112,7 @@ class TestFCOSCounts:
         _check(tiny_fcos(), _random_dicts(tmp_path, seed), self._label(), 3, VIEWS, RECIPES)
 
     def test_large_objects_are_on_their_own_levels_and_the_smallest_wins(self, tmp_path):
-        # Nested around one centre: each scale range has one, the smallest of all two in its own.
+        # Nested around one center: each scale range has one, the smallest of all two in its own.
         model = tiny_fcos(center_sampling_radius=math.inf)
         (record,) = write_dicts(tmp_path, [(640, 896)], [6])
         for k, (annotation, half) in enumerate(

@@ -142,8 +142,8 @@ def _fcos_claimed(boxes, size, radius=1.5):
             for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
                 inside = x0 < x < x1 and y0 < y < y1
                 reach = max(x - x0, x1 - x, y - y0, y1 - y)
-                off_centre = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
-                if inside and low < reach < high and off_centre < radius * stride:
+                off_center = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
+                if inside and low < reach < high and off_center < radius * stride:
                     claims.append(((x1 - x0) * (y1 - y0), i))
             claimed |= {min(claims)[1]} if claims else set()
     return claimed

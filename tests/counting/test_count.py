@@ -258,7 +258,7 @@ class TestDrawnAugmentations:
         _same(counts, expected)
         _same(_count(tiny_retinanet(), dicts[:1], CropInTurn(), num_passes=4), expected)
 
-    def test_augmentations_of_colours_alone_change_nothing(self, dicts):
+    def test_augmentations_of_colors_alone_change_nothing(self, dicts):
         brighter = T.RandomBrightness(0.5, 1.5)
         expected = _brute_force(tiny_retinanet(), dicts, [[]])
         _same(_count(tiny_retinanet(), dicts, brighter, num_passes=3), expected)

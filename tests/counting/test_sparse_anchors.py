@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from sampling_free.counting.batched_views import apply, read_records, recipes
 from sampling_free.counting.sparse import anchors, parts
 from sampling_free.counting.sparse.anchors import IoUMatcher
-from sampling_free.counting.sparse.images import Images, Labelled
+from sampling_free.counting.sparse.images import Images, Labeled
 
 RETINANET = {
     "sizes": [[x * 2 ** (k / 3) for k in range(3)] for x in (8, 16, 32, 64, 128)],
@@ -158,7 +158,7 @@ def test_without_an_object_everything_is_background():
     generator = grid_of(RETINANET)
     images = Images(np.zeros((0, 4), np.float32), np.zeros(4, int), np.full((3, 5, 2), 7))
     found = sparse(generator, *MATCHERS["RetinaNet"])(images)
-    assert isinstance(found, Labelled) and all(len(x) == 0 for x in found)
+    assert isinstance(found, Labeled) and all(len(x) == 0 for x in found)
 
 
 def test_of_equal_overlaps_the_first_object_has_the_anchor():

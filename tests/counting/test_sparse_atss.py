@@ -95,7 +95,7 @@ def test_so_it_is_for_levels_of_a_few_anchors_or_one(label_anchors):
         check_every_anchor(found, images, generator, label_anchors(topk))
 
 
-def test_objects_with_their_centre_far_from_the_grid_change_nothing(label_anchors):
+def test_objects_with_their_center_far_from_the_grid_change_nothing(label_anchors):
     box = [20.0, 30.0, 90.0, 80.0]
     far = [[-900, -70, 300, 130], [-5000, 20, -10, 60], [40, 1000, 60, 4000], [-400] * 2 + [10] * 2]
     images, generator = (
@@ -119,7 +119,7 @@ def test_so_it_is_for_anchors_beside_their_places_on_the_grid(label_anchors):
 
 
 def test_of_equally_close_anchors_the_first_are_the_candidates():
-    # Centres on the grid's axes of symmetry; the oracle sorts by distance, then by index.
+    # Centers on the grid's axes of symmetry; the oracle sorts by distance, then by index.
     rng = np.random.default_rng(0)
     size, strides = (64, 96), (8, 16, 32)
     levels, generator = square_anchors(size, strides), _squares(strides)

@@ -126,23 +126,6 @@ def test_a_model_without_a_class_count_is_not_checked(name):
     assert len(load_dataset(node(name), OmegaConf.create({"roi_heads": {}}))) == 1
 
 
-@pytest.mark.parametrize(
-    "architecture, key",
-    [
-        ("GeneralizedRCNN", "ROI_HEADS"),
-        ("PanopticFPN", "ROI_HEADS"),
-        ("RetinaNet", "RETINANET"),
-        ("SamplingFreeRetinaNet", "RETINANET"),
-        ("SamplingFreeFCOS", "RETINANET"),
-    ],
-)
-def test_the_class_count_of_a_yaml_config_is_that_of_its_architecture(architecture, key):
-    classes = {"ROI_HEADS": {"NUM_CLASSES": 3}, "RETINANET": {"NUM_CLASSES": 3}}
-    classes[key]["NUM_CLASSES"] = 2
-    model = {"META_ARCHITECTURE": architecture, **classes}
-    assert num_classes_of(OmegaConf.create({"cfg": {"MODEL": model}})) == 2
-
-
 def test_the_class_count_of_a_lazy_config_and_of_none():
     assert num_classes_of(OmegaConf.create({"num_classes": 4})) == 4
     assert num_classes_of(OmegaConf.create({"roi_heads": {"num_classes": 5}})) == 5

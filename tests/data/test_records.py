@@ -133,7 +133,7 @@ def test_a_size_that_cannot_be_read_stays_away(file_name):
     assert readable_records([{"file_name": file_name}], "some") == [{"file_name": file_name}]
 
 
-def test_an_unlabelled_set_stays_one():
+def test_an_unlabeled_set_stays_one():
     assert readable_records([{"width": 3, "height": 3}], "some") == [{"width": 3, "height": 3}]
     found = readable_records([{"width": 3, "height": 3}, {"annotations": []}], "some")
     assert [record["annotations"] for record in found] == [[], []]

@@ -17,9 +17,9 @@ def test_every_class_has_its_own_look_and_name():
     assert len(set(looks)) == len({x.name for x in looks}) == MAX_CLASSES == 240
 
 
-def test_the_first_five_classes_share_no_shape_and_no_colour():
+def test_the_first_five_classes_share_no_shape_and_no_color():
     looks = [look(k) for k in range(5)]
-    assert len({x.shape for x in looks}) == len({x.colour for x in looks}) == 5
+    assert len({x.shape for x in looks}) == len({x.color for x in looks}) == 5
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
@@ -41,7 +41,7 @@ def test_polygon_mask_is_what_the_coco_api_reads_back():
     rle = mask_util.frPyObjects([polygon.reshape(-1).tolist()], 60, 50)
     mask = polygon_mask(polygon, 60, 50)
     assert (mask == mask_util.decode(mask_util.merge(rle)).astype(bool)).all()
-    # A point-in-polygon oracle at the pixel centres, away from the edges.
+    # A point-in-polygon oracle at the pixel centers, away from the edges.
     ys, xs = np.mgrid[:60, :50] + 0.5
     inside = np.zeros((60, 50), dtype=bool)
     for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0)):

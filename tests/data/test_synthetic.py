@@ -138,14 +138,14 @@ def test_masks_areas_and_boxes_agree(small):
             np.testing.assert_allclose(points.max(axis=0), [x + w, y + h], atol=0.011)
 
 
-def test_objects_show_their_colour_in_the_picture(small):
+def test_objects_show_their_color_in_the_picture(small):
     folder, coco = small
     red = [a for a in coco.anns.values() if a["category_id"] == 1 and a["area"] > 300]
     assert len(red) > 20 and class_names(SMALL)[0].startswith("red")
     for ann in red:
         with Image.open(folder / "images" / coco.imgs[ann["image_id"]]["file_name"]) as image:
-            colour = np.asarray(image)[coco.annToMask(ann) == 1].mean(axis=0)
-        assert colour[0] > 1.4 * max(colour[1:]), ann
+            color = np.asarray(image)[coco.annToMask(ann) == 1].mean(axis=0)
+        assert color[0] > 1.4 * max(color[1:]), ann
 
 
 def test_no_object_is_hidden_by_more_than_a_third(small):

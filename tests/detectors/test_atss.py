@@ -18,7 +18,7 @@ from sampling_free import ATSS, PAA
 
 
 def _hand_made(num_classes=3, seed=0, dtype=torch.float32, scale=1):
-    """Two images with drawn predictions, labels and boxes, which hold their anchor's centre.
+    """Two images with drawn predictions, labels and boxes, which hold their anchor's center.
 
     Returns:
         tuple: anchors (R, 4); sizes of the levels; logits, deltas, quality (2, R, K or 4 or 1);

@@ -91,7 +91,7 @@ def test_permuted_objects_give_the_permuted_result():
     assert back.tolist() == found.tolist() and len(set(found.tolist())) > 6
 
 
-def test_a_foreground_anchor_has_its_centre_in_its_object_and_is_among_its_closest():
+def test_a_foreground_anchor_has_its_center_in_its_object_and_is_among_its_closest():
     rng = np.random.default_rng(1)
     levels, boxes = square_anchors((150, 200)), _objects(rng, (150, 200), 12)
     found, start = _match(levels, boxes), 0
@@ -127,10 +127,10 @@ def test_of_two_objects_that_share_an_anchor_the_one_with_more_overlap_has_it():
     assert _match(levels, [tight, loose]).tolist() == [0]
 
 
-def test_a_single_candidate_is_foreground_if_its_centre_lies_in_the_object():
+def test_a_single_candidate_is_foreground_if_its_center_lies_in_the_object():
     levels = [np.array([[0.0, 0.0, 32.0, 32.0]])]
     assert _match(levels, [[15.2, 15.1, 17.3, 18.4]]).tolist() == [0]
-    assert _match(levels, [[16.5, 3.0, 31.0, 31.0]]).tolist() == [-1]  # beside the centre
+    assert _match(levels, [[16.5, 3.0, 31.0, 31.0]]).tolist() == [-1]  # beside the center
     assert _match(levels, [[16.0, 3.0, 31.0, 31.0]]).tolist() == [-1]  # on the border
 
 
@@ -141,7 +141,7 @@ def test_of_two_candidates_that_differ_none_is_foreground():
     assert _match(levels, [[3.0, 2.0, 60.0, 59.0]]).tolist() == [-1, -1]
 
 
-def test_an_object_between_the_centres_has_no_anchor():
+def test_an_object_between_the_centers_has_no_anchor():
     levels = square_anchors((64, 64))
     assert (_match(levels, [[5.1, 5.2, 11.6, 11.7]]) == -1).all()
     assert (_match(levels, [[5.1, 5.2, 12.6, 12.7]]) >= 0).sum() == 1

@@ -341,7 +341,7 @@ class TestConfigNode:
         assert [m.thresholds for m in ours] == [m.thresholds for m in theirs]
         assert model.roi_heads.proposal_matcher.thresholds == theirs[0].thresholds
 
-    def test_the_keys_of_the_project_are_honoured_in_every_stage(self):
+    def test_the_keys_of_the_project_are_honored_in_every_stage(self):
         keys = {"PRIOR": 0.003, "GUIDE": 0.5, "SOFTMAX_PRIOR": 0.02, "MAX_MASK_POSITIVES": 7}
         model = build_model(self._cfg(**keys))
         assert model.proposal_generator.prior == 0.003 and model.roi_heads.max_mask_positives == 7

@@ -64,8 +64,8 @@ def roi_heads(stock=False, **kwargs):
 
 def label(heads, proposals, targets):
     with EventStorage() as storage:
-        labelled = heads.label_and_sample_proposals(proposals, targets)
-        return labelled, {k: v for k, (v, _) in storage.latest().items()}
+        labeled = heads.label_and_sample_proposals(proposals, targets)
+        return labeled, {k: v for k, (v, _) in storage.latest().items()}
 
 
 MATCHERS = {
@@ -118,12 +118,12 @@ class TestEveryProposal:
     def test_they_are_stocks_with_a_sample_larger_than_all(self, matcher, seed):
         settings = matcher
 
-        def labelled(stock):
+        def labeled(stock):
             matcher = Matcher(*settings, allow_low_quality_matches=False)
             targets, proposals = targets_and_proposals(seed)
             return label(roi_heads(stock, proposal_matcher=matcher), proposals, targets)
 
-        (ours, our_numbers), (theirs, their_numbers) = labelled(False), labelled(True)
+        (ours, our_numbers), (theirs, their_numbers) = labeled(False), labeled(True)
         for a, b in zip(ours, theirs):
             assert a.get_fields().keys() == b.get_fields().keys()
             assert rows(a) == rows(b) and len(a) > 15
@@ -369,7 +369,7 @@ class TestConfigNode:
                     assert vars(predictor)[key] == value, key
         assert predictor.box2box_transform.weights == theirs.box2box_transform.weights
 
-    def test_the_keys_of_the_project_are_honoured(self):
+    def test_the_keys_of_the_project_are_honored(self):
         keys = {"PRIOR": 0.003, "GUIDE": 0.5, "SOFTMAX_PRIOR": 0.02, "MAX_MASK_POSITIVES": 7}
         model = build_model(self._cfg(self.MASK, **keys))
         rpn, heads = model.proposal_generator, model.roi_heads

@@ -281,7 +281,7 @@ def test_without_a_radius_more_points_are_foreground():
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_with_focal_loss_reduced_to_bce_stock_fcos_has_the_same_losses_and_gradients(name):
-    # alpha -1 and gamma 0 turn Detectron2's focal loss into BCE; its normaliser is a running mean.
+    # alpha -1 and gamma 0 turn Detectron2's focal loss into BCE; its normalizer is a running mean.
     inputs = INPUTS[name](3)
     model = _lively(tiny_fcos(prior=0.01, guide=1.0))
     stock = stock_fcos(focal_loss_alpha=-1, focal_loss_gamma=0.0, seed=4)
@@ -408,7 +408,7 @@ def test_an_unknown_guide_is_refused(guide):
         tiny_fcos(prior=0.01, guide=guide)
 
 
-@pytest.mark.parametrize("box_weight", ["centreness", None, 1])
+@pytest.mark.parametrize("box_weight", ["centerness", None, 1])
 def test_an_unknown_box_weight_is_refused_with_those_known(box_weight):
     with pytest.raises(BadInput, match="model.box_weight=.*uniform.*centerness"):
         tiny_fcos(prior=0.01, box_weight=box_weight)

@@ -103,7 +103,7 @@ def test_with_focal_loss_an_image_has_the_same_labels_in_any_batch():
 
 
 def test_without_focal_loss_both_parts_of_the_anchors_losses_have_the_same_sum():
-    # Of all anchors for the classification, of the candidates for the localisation.
+    # Of all anchors for the classification, of the candidates for the localization.
     model, inputs = points_model(SamplingFreePAA), batch(3, 5)
     logits, deltas, _ = (torch.cat(x, dim=1) for x in raw_outputs(model, inputs))
     labels = torch.full(logits.shape[:2], 3)

@@ -40,14 +40,14 @@ def _independent_losses(model, inputs):
 
 def _box_loss(model, anchors, boxes, deltas):
     """Smooth L1 on (dx, dy, dw, dh), or 1 - GIoU of the decoded boxes, summed."""
-    sizes, centres = anchors[:, 2:] - anchors[:, :2], (anchors[:, 2:] + anchors[:, :2]) / 2
+    sizes, centers = anchors[:, 2:] - anchors[:, :2], (anchors[:, 2:] + anchors[:, :2]) / 2
     if model.box_reg_loss_type == "giou":
-        centre = centres + deltas[:, :2] * sizes
+        center = centers + deltas[:, :2] * sizes
         half = deltas[:, 2:].exp() * sizes / 2
-        decoded = torch.cat([centre - half, centre + half], dim=1)
+        decoded = torch.cat([center - half, center + half], dim=1)
         return giou_loss(decoded, boxes, reduction="sum").item() if len(boxes) else 0.0
-    box_sizes, box_centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
-    target = torch.cat([(box_centres - centres) / sizes, (box_sizes / sizes).log()], dim=1)
+    box_sizes, box_centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+    target = torch.cat([(box_centers - centers) / sizes, (box_sizes / sizes).log()], dim=1)
     if model.smooth_l1_beta:
         beta = model.smooth_l1_beta
         return nn.SmoothL1Loss(reduction="sum", beta=beta)(deltas, target).item()
@@ -91,7 +91,7 @@ def test_a_guide_of_one_is_the_plain_loss_of_all_anchors():
 
 
 def test_with_focal_loss_reduced_to_bce_stock_retinanet_has_the_same_gradients():
-    # alpha -1 and gamma 0 turn Detectron2's focal loss into BCE; its normaliser is a running mean.
+    # alpha -1 and gamma 0 turn Detectron2's focal loss into BCE; its normalizer is a running mean.
     inputs = batch(3, 5)
     model = tiny_retinanet(prior=0.01, guide=1.0)
     stock = stock_retinanet(focal_loss_alpha=-1, focal_loss_gamma=0.0)

@@ -34,7 +34,7 @@ def make_predictor(cls=SamplingFreeFastRCNNOutputLayers, num_classes=3, agnostic
     )
 
 
-def labelled(boxes, classes, gt_boxes=None):
+def labeled(boxes, classes, gt_boxes=None):
     instances = Instances(SIZE, proposal_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
     if gt_boxes is not None:
@@ -43,13 +43,13 @@ def labelled(boxes, classes, gt_boxes=None):
 
 
 def hand_made(num_classes=3):
-    """Labelled proposals of two images; the second has no object, and so no gt_boxes."""
+    """Labeled proposals of two images; the second has no object, and so no gt_boxes."""
     background = num_classes
     boxes = [[2.0, 3, 30, 40], [10, 10, 50, 33], [0, 0, 90, 60], [40, 8, 60, 20], [5, 5, 25, 36]]
     gt = [[4.0, 2, 33, 44], [12, 8, 44, 35], [4, 2, 33, 44], [12, 8, 44, 35], [4, 2, 33, 44]]
     classes = [num_classes - 1, 0, background, background, num_classes // 2]
     second = [[1.0, 1, 20, 20], [30, 30, 90, 60], [7, 3, 17, 60]]
-    return [labelled(boxes, classes, gt), labelled(second, [background] * 3)]
+    return [labeled(boxes, classes, gt), labeled(second, [background] * 3)]
 
 
 def made_up_predictions(predictor, proposals, seed=0, scale=1.0):
@@ -169,7 +169,7 @@ class TestLosses:
 
     def test_no_proposal_at_all_gives_connected_zeros(self):
         predictor = make_predictor()
-        proposals = [labelled([], [], []), labelled([], [])]
+        proposals = [labeled([], [], []), labeled([], [])]
         predictions = made_up_predictions(predictor, proposals)
         losses, _ = run_losses(predictor, predictions, proposals)
         assert losses["loss_cls"].item() == losses["loss_box_reg"].item() == 0

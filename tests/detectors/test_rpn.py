@@ -89,14 +89,14 @@ def _by_hand(anchors, logits, deltas, labels, boxes, rpn):
     cls = F.binary_cross_entropy_with_logits(logits.double()[valid], targets, reduction="sum")
     anchors = anchors.double().expand(len(labels), -1, -1)[foreground]
     boxes, deltas = boxes.double()[foreground], deltas.double()[foreground]
-    sizes, centres = anchors[:, 2:] - anchors[:, :2], (anchors[:, 2:] + anchors[:, :2]) / 2
+    sizes, centers = anchors[:, 2:] - anchors[:, :2], (anchors[:, 2:] + anchors[:, :2]) / 2
     if rpn.box_reg_loss_type == "giou":
-        centre = centres + deltas[:, :2] * sizes
+        center = centers + deltas[:, :2] * sizes
         half = deltas[:, 2:].exp() * sizes / 2
-        box = (1 - _giou(torch.cat([centre - half, centre + half], 1), boxes)).sum()
+        box = (1 - _giou(torch.cat([center - half, center + half], 1), boxes)).sum()
     else:
-        box_sizes, box_centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
-        target = torch.cat([(box_centres - centres) / sizes, (box_sizes / sizes).log()], dim=1)
+        box_sizes, box_centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+        target = torch.cat([(box_centers - centers) / sizes, (box_sizes / sizes).log()], dim=1)
         if rpn.smooth_l1_beta:
             box = nn.SmoothL1Loss(reduction="sum", beta=rpn.smooth_l1_beta)(deltas, target)
         else:

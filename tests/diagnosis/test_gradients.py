@@ -219,7 +219,7 @@ def test_softmax_pushes_by_twice_what_is_missing(stock, monkeypatch):
 
 
 @pytest.mark.parametrize("stock", [False, True])
-def test_the_foreground_part_is_what_is_left_when_no_background_is_labelled(stock, monkeypatch):
+def test_the_foreground_part_is_what_is_left_when_no_background_is_labeled(stock, monkeypatch):
     """An oracle without masks of gradients: the background's anchors become ignored."""
     model = stock_retinanet() if stock else detector("retinanet", 0.5)
     model.train().loss_normalizer = 50.0  # of Detectron2's class, which changes it

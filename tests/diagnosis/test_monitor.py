@@ -94,7 +94,7 @@ def test_a_training_is_the_same_with_it_and_without(tmp_path, case):
 @pytest.mark.parametrize("base", [FASTER, RETINANET])
 @pytest.mark.parametrize("sampling_free", [False, True])
 def test_a_training_from_yaml_is_the_same_too(tiny, base, sampling_free):
-    """Stock Faster R-CNN samples at random; ResNet-50 has frozen stages and normalisation."""
+    """Stock Faster R-CNN samples at random; ResNet-50 has frozen stages and normalization."""
     folders = []
     for name, period in (("on", 2), ("off", 0)):
         path = tiny(base)

@@ -146,7 +146,7 @@ def test_weights_that_cannot_be_fetched_are_replaced_and_that_is_said(tiny):
     assert found.is_yaml and "random weights in place of" in found.text()
 
 
-def test_frozen_normalisation_is_fitted_to_the_batch():
+def test_frozen_normalization_is_fitted_to_the_batch():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()

@@ -105,7 +105,7 @@ def test_numbers_that_are_not_finite_have_no_cure_and_are_null_in_json():
     assert numbers["batch"]["heads"][0]["outputs"]["loss_cls"] is None
 
 
-def test_a_small_localisation_gradient_is_no_explosion_and_says_why():
+def test_a_small_localization_gradient_is_no_explosion_and_says_why():
     head = made_up_head()
     head.outputs.update({"loss_cls": 2.0, "loss_box_reg": 0.02})
     (line,) = verdicts(made_up(head))
@@ -211,7 +211,7 @@ def test_the_text_has_every_number():
     assert row[:7] == ["loss_cls", "6", "83.3%", "16.7%", "7.4", "7.396", "1.70e-03"]
     pushes = [x.split() for x in text.splitlines() if x.startswith(("loss_cls/", "loss_cls /"))]
     assert ["loss_cls/background", "1", "0.15"] in pushes
-    assert ["loss_cls", "/", "localisation", "0.5", "0.5"] in pushes
+    assert ["loss_cls", "/", "localization", "0.5", "0.5"] in pushes
     assert text.splitlines()[-2] == "Verdict"
 
 

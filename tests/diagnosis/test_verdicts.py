@@ -24,7 +24,7 @@ def pushing(cls, loc, **kwargs):
         (0.0, 4.0, False),
     ],
 )
-def test_an_explosion_is_ten_times_the_localisation_gradient(cls, loc, wrong):
+def test_an_explosion_is_ten_times_the_localization_gradient(cls, loc, wrong):
     assert bool(explosion(pushing(cls, loc))) == wrong
 
 

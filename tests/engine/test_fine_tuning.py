@@ -288,7 +288,7 @@ class TestFasterRCNN:
         assert (np.random.get_state()[1] == states[1]).all()
         assert all(m.training for m in model.modules())
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
-        for key, value in source.state_dict().items():  # statistics of the normalisation, too
+        for key, value in source.state_dict().items():  # statistics of the normalization, too
             assert torch.equal(model.state_dict()[key], value), key
 
     def test_the_estimate_is_that_of_objects_against_background(

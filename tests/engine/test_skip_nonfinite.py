@@ -37,7 +37,7 @@ class Consumed(PrecisionTrainer):
 
 MAKERS = {
     "frozen guide": lambda: tiny_retinanet(prior=0.01, guide="frozen"),
-    "running normaliser": stock_retinanet,
+    "running normalizer": stock_retinanet,
     "running counts": lambda: tiny_retinanet(GHMRetinaNet),
     "batch norm": lambda: tiny_fcos(prior=0.01, norm="BN"),
     "cascade": lambda: tiny_rcnn("cascade", rpn={"prior": 0.01}),
@@ -60,7 +60,7 @@ def everything(made):
         "optimizer": copy.deepcopy(made.optimizer.state_dict()),
         "scaler": made.grad_scaler.state_dict(),
         "logs": copy.deepcopy(logs),
-        "normaliser": vars(made.model).get("loss_normalizer"),
+        "normalizer": vars(made.model).get("loss_normalizer"),
     }
 
 

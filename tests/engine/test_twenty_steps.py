@@ -85,7 +85,7 @@ def test_a_step_of_each_kind_of_batch(quick, case):
     check(quick, case)
 
 
-def test_of_a_normaliser_of_each_process_it_would_be_known(quick):
+def test_of_a_normalizer_of_each_process_it_would_be_known(quick):
     assert min(compared(quick, STOCK).values()) > 1e-2
 
 
@@ -137,7 +137,7 @@ def test_a_half_may_have_objects_and_no_positive(name):
 
 WORKERS = "dataloader.train.num_workers=2"
 OTHERS = ["two", "two, num_workers=2", "one, then two", "two, then one"]  # processes
-# Frozen normalisation, and a learning rate that moves the weights.
+# Frozen normalization, and a learning rate that moves the weights.
 RUN = """
 import tiny_run, twenty_steps
 bottom_up.stem.norm = "FrozenBN"

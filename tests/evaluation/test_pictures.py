@@ -37,7 +37,7 @@ def truth(boxes, classes, **more):
 
 
 def near(picture, x, y, color):
-    """Whether a box line of this colour passes within two pixels; lines are half transparent."""
+    """Whether a box line of this color passes within two pixels; lines are half transparent."""
     patch = picture[y - 2 : y + 3, x - 2 : x + 3].astype(int).reshape(-1, 3)
     others = [i for i in range(3) if i != color.index(255)]
     return bool((patch[:, color.index(255)] > patch[:, others].max(1) + 40).any())
@@ -51,7 +51,7 @@ def test_only_what_reaches_the_threshold_is_drawn():
     assert (draw_detections(GRAY, instances, METADATA, 0.31) == GRAY).all()
 
 
-def test_ground_truth_and_detections_have_the_same_colours_and_places():
+def test_ground_truth_and_detections_have_the_same_colors_and_places():
     box = [40, 40, 200, 200]
     left = draw_ground_truth(GRAY, truth([box], [1]), METADATA)
     right = draw_detections(GRAY, found([box], [0.9], [1]), METADATA, 0.5)

@@ -18,7 +18,7 @@ def of_quality(num_objects, share=0.5):
 
 
 def drawn(by_class, folder, precision=None):
-    """The legend as (colour, text), all lines as (color, x, y) and the label, of a picture."""
+    """The legend as (color, text), all lines as (color, x, y) and the label, of a picture."""
     kept, save = [], Figure.savefig
     picked = pick_threshold(by_class, 0.5, precision)
     with pytest.MonkeyPatch.context() as patch:

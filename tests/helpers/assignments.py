@@ -25,7 +25,7 @@ DETECTORS = {
 
 
 def _grid(size, stride, divisibility):
-    """Centres (P, 2) of the cells of a level for an image of (height, width), padded by itself."""
+    """Centers (P, 2) of the cells of a level for an image of (height, width), padded by itself."""
     height, width = (-(-n // divisibility) * divisibility for n in size)
     rows, columns = -(-height // stride), -(-width // stride)
     return np.array([(x + 0.5, y + 0.5) for y in range(rows) for x in range(columns)]) * stride

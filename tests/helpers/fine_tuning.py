@@ -15,7 +15,7 @@ def bias(model, key):
 
 
 def with_own_biases(source, *keys, seed=4):
-    """Gives the classification layers weights and biases as no initialisation has them."""
+    """Gives the classification layers weights and biases as no initialization has them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key in keys:

@@ -17,7 +17,7 @@ NUM_CLASSES = 10**6  # more than there are objects: each is a class of its own
 
 
 def objects_in(rng, size, most):
-    """(G, 4) float32: tiny to huge, thin, alike, beyond the border, centred on the grid's lines."""
+    """(G, 4) float32: tiny to huge, thin, alike, beyond the border, on the lines of the grid."""
     num = rng.integers(most + 1)
     sides = np.exp(rng.uniform(np.log(1), np.log(1.5 * max(size)), (num, 2)))
     centers = rng.uniform(-0.1, 1.1, (num, 2)) * size[::-1]
@@ -83,7 +83,7 @@ def check_every_anchor(found, images, generator, label_anchors):
     """Compares with a detector's own method, anchor by anchor.
 
     Args:
-        found (Labelled): of a sparse matcher.
+        found (Labeled): of a sparse matcher.
         images (Images):
         generator (DefaultAnchorGenerator):
         label_anchors (callable): the method, of a detector of NUM_CLASSES classes.
@@ -114,5 +114,5 @@ def check_every_anchor(found, images, generator, label_anchors):
 
 
 def sorted_rows(found):
-    """list[tuple] of a Labelled, in one order."""
+    """list[tuple] of a Labeled, in one order."""
     return sorted(zip(*(x.tolist() for x in found)))

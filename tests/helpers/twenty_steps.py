@@ -36,7 +36,7 @@ from sampling_free.data.loader import build_replayable_train_loader
 from sampling_free.method.kernels import sigmoid_bce_torch
 
 NUM_STEPS = 20
-NO_POINT = -1  # stands for one object that holds no centre of an anchor
+NO_POINT = -1  # stands for one object that holds no center of an anchor
 # objects of the four images; each of two processes has two of them
 BATCHES = {
     "both halves full": (3, 1, 2, 2),
@@ -82,7 +82,7 @@ def without_keypoints(guide):
 
 
 def fixed_keypoints(guide):
-    """Detectron2's other normaliser of keypoints: a number for each image."""
+    """Detectron2's other normalizer of keypoints: a number for each image."""
     model = rcnn("keypoint", guide)
     model.roi_heads.keypoint_head.loss_normalizer = 8.0
     return model
@@ -106,7 +106,7 @@ DETECTORS = {
     "Faster R-CNN C4": (lambda g: rcnn("c4", g), ""),
     "Mask R-CNN": (lambda g: rcnn("mask", g), "mask"),
     "Keypoint R-CNN but for its keypoints": (without_keypoints, "keypoint"),
-    "Keypoint R-CNN with a fixed normaliser": (fixed_keypoints, "keypoint"),
+    "Keypoint R-CNN with a fixed normalizer": (fixed_keypoints, "keypoint"),
     "Cascade R-CNN": (lambda g: rcnn("cascade", g), ""),
     "Cascade Mask R-CNN": (lambda g: rcnn("cascade_mask", g), "cascade_mask"),
     # Only to look at that loss.
@@ -318,6 +318,6 @@ class Written(SamplingFreeRetinaNet):
 
 
 def frozen_stages():
-    """``tiny_run.tiny_stages`` with frozen batch normalisation."""
+    """``tiny_run.tiny_stages`` with frozen batch normalization."""
     freeze = FrozenBatchNorm2d.convert_frozen_batchnorm
     return [[freeze(block) for block in stage] for stage in tiny_stages()]

@@ -194,7 +194,7 @@ PREDICTORS = {
 
 
 def drawn_proposals(draw, num_classes, smallest):
-    """Labelled as ``ROIHeads`` does it: an image without an object has no boxes of objects."""
+    """Labeled as ``ROIHeads`` does it: an image without an object has no boxes of objects."""
     proposals = []
     for _ in range(draw.one(1, 2)):
         num = draw.one(0, 1, 5, 40)

@@ -118,7 +118,7 @@ def _sums(num_foreground=9):
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.0])
-def test_the_scaled_classification_loss_has_the_value_of_the_localisation_loss(weight):
+def test_the_scaled_classification_loss_has_the_value_of_the_localization_loss(weight):
     _, sum_cls, sum_loc, num_foreground = _sums()
     losses = guided_losses(sum_cls, sum_loc, num_foreground, weight=weight)
     assert losses.loss_loc.item() == pytest.approx(sum_loc.item() / 9)
@@ -136,12 +136,12 @@ def test_the_gradient_keeps_its_direction_and_r_has_none():
     assert not losses.ratio.requires_grad and not losses.loss_cls_raw.requires_grad
     scaled = torch.autograd.grad(losses.loss_cls, parameters, retain_graph=True)
     for raw, got in zip(raw_cls, scaled):
-        # A gradient through r would add a part along that of the localisation loss.
+        # A gradient through r would add a part along that of the localization loss.
         torch.testing.assert_close(got, raw * (sum_loc / sum_cls / 9).detach())
     unscaled = torch.autograd.grad(losses.loss_loc, parameters, retain_graph=True)
     for raw, got in zip(raw_loc, unscaled):
         torch.testing.assert_close(got, raw / 9)
-    # ... and the localisation layer learns from its own loss alone.
+    # ... and the localization layer learns from its own loss alone.
     own = torch.autograd.grad(losses.loss_cls, model.loc.parameters(), allow_unused=True)
     assert own == (None, None)
 
@@ -155,7 +155,7 @@ def test_the_classification_losss_own_scale_cancels():
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.25, 1.0])
-def test_a_constant_guide_scales_whatever_the_localisation_loss_is(constant):
+def test_a_constant_guide_scales_whatever_the_localization_loss_is(constant):
     _, sum_cls, sum_loc, num_foreground = _sums()
     for factor in (1, 50):
         losses = guided_losses(sum_cls, factor * sum_loc, num_foreground, guide=constant)
@@ -211,11 +211,11 @@ def test_known_guides_pass_and_unknown_ones_are_refused_with_those_known():
         assert repr(guide) in str(error.value)
 
 
-# Several localisation losses, such as box and centerness
+# Several localization losses, such as box and centerness
 
 
 class SeveralLosses(nn.Module):
-    """A classification loss guided by two localisation losses, the second divided otherwise."""
+    """A classification loss guided by two localization losses, the second divided otherwise."""
 
     def __init__(self, guide, normalized):
         super().__init__()
@@ -262,7 +262,7 @@ def _of_half(sums, rank):
     return of_half
 
 
-class TestSeveralLocalisationLosses:
+class TestSeveralLocalizationLosses:
     def _sums(self, scale=1.0):
         generator = torch.Generator().manual_seed(2)
         sums = (scale * torch.rand(3, generator=generator) + 0.5).requires_grad_()

@@ -136,7 +136,7 @@ def losses_of(guide, cls, locs, num, normalizers=None, norms=None):
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.0])
-def test_the_gradient_guide_is_the_mean_ratio_of_the_normalised_norms(weight):
+def test_the_gradient_guide_is_the_mean_ratio_of_the_normalized_norms(weight):
     guide = make_guide("gradient", weight=weight)
     norms = [torch.tensor(x) for x in (12.0, 6.0, 10.0)]
     found = losses_of(guide, 100, (7, 9), 4, (4, 2.5), lambda: norms)
@@ -171,7 +171,7 @@ class TestFrozen:
         assert num_seen == 100
 
     @pytest.mark.parametrize("num_losses", [2, 3])
-    def test_the_learned_weights_minimise_the_sum_where_sigma_squared_is_the_loss(self, num_losses):
+    def test_the_learned_weights_minimize_the_sum_where_sigma_squared_is_the_loss(self, num_losses):
         guide = make_guide("frozen", num_losses=num_losses)
         locs = [2.0, 0.25][: num_losses - 1]
         optimizer = torch.optim.SGD(guide.parameters(), lr=0.05)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bench_loss import footprint
 from made_up import level_sizes, made_up_labels, made_up_logits
 from rivals import LOSSES
-from traffic import Memory, Traffic, memory_of, synchronisations
+from traffic import Memory, Traffic, memory_of, synchronizations
 
 N = 1000  # float32 numbers, 4000 bytes
 
@@ -102,7 +102,7 @@ def test_the_path_of_detectron2_is_measured_as_it_is(footprints):
 
 def test_without_a_gpu_nothing_waits_for_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert synchronisations(lambda: None) is None
+    assert synchronizations(lambda: None) is None
 
 
 def test_each_wait_is_counted_and_other_warnings_are_not(monkeypatch):
@@ -115,5 +115,5 @@ def test_each_wait_is_counted_and_other_warnings_are_not(monkeypatch):
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    assert synchronisations(step) == 3
+    assert synchronizations(step) == 3
     assert modes == ["warn", "default"]

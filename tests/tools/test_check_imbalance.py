@@ -31,7 +31,7 @@ def test_text_json_and_picture(main, tmp_path, extra):
     assert code == 0
     parts = ["12 images counted, of 12", "First batch (2 images; random weights)", "Verdict"]
     assert [out.find(x) for x in parts] == sorted(out.find(x) for x in parts)
-    assert out.find(parts[0]) >= 0 and "best prior" in out and "loss_cls / localisation" in out
+    assert out.find(parts[0]) >= 0 and "best prior" in out and "loss_cls / localization" in out
     found = json.loads(numbers.read_text())
     assert all(f"  - {line}" in out for line in found["verdicts"]) and found["verdicts"]
     counts = found["counts"]

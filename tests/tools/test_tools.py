@@ -8,7 +8,7 @@ import pytest
 
 import render_tables
 from reliability_tables import RELIABILITY_TABLES
-from sampling_free.comparison.summary import summarise
+from sampling_free.comparison.summary import summarize
 
 ROOT = Path(__file__).parents[2]
 FULL = "configs/bccd/retinanet_R_18_FPN.py"
@@ -50,7 +50,7 @@ def test_what_compare_writes_is_read_too(tmp_path):
     runs = [record(seed=s, **{"bbox/AP": 40.0 + s, "bbox/AP50": 70.0}) for s in (0, 1)]
     runs += [record("demo/fcos.py", seed=s, **{"bbox/AP": 30.0, "bbox/AP50": 60.0}) for s in (0, 1)]
     path = tmp_path / "r.json"
-    path.write_text(json.dumps({"runs": runs, "summary": summarise(runs)}))
+    path.write_text(json.dumps({"runs": runs, "summary": summarize(runs)}))
     text = f"<!-- table quick {path} -->\n<!-- end -->\n"
     assert "40.5 (40.0 to 41.0)" in render_tables.render(text)
     text = f"<!-- table comparison {path} -->\n<!-- end -->\n"

@@ -34,7 +34,8 @@ class GHMC(nn.Module):
     """The loss with its running counts, a buffer; a checkpoint without it loads too."""
 
     def __init__(self, bins: int = BINS, momentum: float = MOMENTUM, key: str = "model"):
-        """
+        """Checks the hyperparameters and starts without counts.
+
         Args:
             bins: M.
             momentum: of the running counts, in [0, 1); 0 takes those of the batch.
@@ -54,7 +55,8 @@ class GHMC(nn.Module):
 
     @torch.jit.unused  # scripted detectors infer
     def forward(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
-        """
+        """Computes the harmonized loss of a batch.
+
         Args:
             logits: of each level (..., Ri, K), any floating type; computed in
                 float32 whatever it is, also under autocast.

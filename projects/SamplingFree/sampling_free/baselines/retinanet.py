@@ -38,7 +38,8 @@ class OHEMRetinaNet(RetinaNet):
     def __init__(
         self, *, hard_per_image: int = HARD_PER_IMAGE, hard_nms_thresh: float = NMS_THRESH, **kwargs
     ):
-        """
+        """Builds the detector.
+
         Args:
             hard_per_image: at most so many anchors of an image are trained on.
             hard_nms_thresh: of the NMS by loss, on the anchors' boxes.
@@ -56,7 +57,8 @@ class OHEMRetinaNet(RetinaNet):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors: one for each level.
             pred_logits, pred_anchor_deltas: for each level (N, Hi*Wi*A, K or 4).
@@ -94,14 +96,15 @@ class OHEMRetinaNet(RetinaNet):
 class GHMRetinaNet(RetinaNet):
     """Detectron2's RetinaNet with GHM-C over every anchor that is not ignored; see ghm.py.
 
-    The box loss is Detectron2's, but its running normaliser is of all processes together.
+    The box loss is Detectron2's, but its running normalizer is of all processes together.
     ``focal_loss_alpha`` and ``focal_loss_gamma`` are accepted, as every RetinaNet config has them,
     and unused.
     """
 
     @configurable
     def __init__(self, *, bins=BINS, momentum=MOMENTUM, **kwargs):
-        """
+        """Builds the detector.
+
         Args:
             bins, momentum: as in ``GHMC``.
             kwargs: as in Detectron2's ``RetinaNet``.
@@ -112,7 +115,8 @@ class GHMRetinaNet(RetinaNet):
     def losses(
         self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes: as in
                 ``OHEMRetinaNet``.

@@ -42,7 +42,8 @@ class OHEMStandardROIHeads(EveryProposal, StandardROIHeads):
         positive_fraction=None,
         **kwargs,
     ):
-        """
+        """Builds the head.
+
         Args:
             hard_per_image: at most so many proposals of an image are trained on.
             hard_nms_thresh: of the NMS by loss, on the proposals' boxes.
@@ -107,7 +108,7 @@ def proposal_losses(
         predictor (FastRCNNOutputLayers): says which box loss, its weight, and how boxes are
             encoded.
         predictions: logits (R, K+1) and box deltas (R, 4) or (R, 4K).
-        proposals: labelled, as ``ROIHeads`` does it.
+        proposals: labeled, as ``ROIHeads`` does it.
 
     Returns:
         (R,), float32, cross entropy plus box loss.

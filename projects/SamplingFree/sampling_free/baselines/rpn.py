@@ -44,7 +44,8 @@ class OHEMRPN(EveryAnchor, RPN):
         positive_fraction=None,
         **kwargs,
     ):
-        """
+        """Builds the head.
+
         Args:
             batch_size_per_image: at most so many anchors of an image are trained on.
             hard_nms_thresh: of the NMS by loss, on the anchors' boxes.
@@ -67,7 +68,8 @@ class OHEMRPN(EveryAnchor, RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors: one for each level.
             pred_objectness_logits: for each level (N, Hi*Wi*A).
@@ -116,7 +118,8 @@ class GHMRPN(EveryAnchor, RPN):
         positive_fraction=None,
         **kwargs,
     ):
-        """
+        """Builds the head.
+
         Args:
             bins, momentum: as in ``GHMC``.
             kwargs: as in Detectron2's ``RPN``.
@@ -131,7 +134,8 @@ class GHMRPN(EveryAnchor, RPN):
     def losses(
         self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes: as in
                 ``OHEMRPN``.

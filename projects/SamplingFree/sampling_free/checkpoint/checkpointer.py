@@ -80,7 +80,8 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
     """
 
     def __init__(self, model, save_dir="", *, allow_pickle: bool = False, **kwargs):
-        """
+        """Wraps Detectron2's checkpointer.
+
         Args:
             model, save_dir, kwargs: as in Detectron2's checkpointer.
             allow_pickle: see above; False refuses such a file.
@@ -89,7 +90,8 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         self.allow_pickle = allow_pickle
 
     def load(self, path: str, *args, need_all: bool = False, **kwargs):
-        """
+        """Loads a checkpoint; one that is broken or of another model is named in one line.
+
         Args:
             path: "" loads nothing.
             need_all: every parameter of the model must be in the checkpoint.

@@ -43,7 +43,8 @@ def fault_of(path: str) -> str | None:
 
 
 def newest_whole(named: str):
-    """
+    """Finds the newest checkpoint of a folder that is whole.
+
     Args:
         named: path of the checkpoint to resume from.
 

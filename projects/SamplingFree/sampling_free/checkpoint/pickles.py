@@ -18,7 +18,8 @@ class NotPlain(pickle.UnpicklingError):
 
 
 def require_plain(file):
-    """
+    """Makes sure that a pickle holds plain data and runs no code.
+
     Args:
         file (file): binary, at the start of the pickle; of any protocol, of Python 2 too.
 

@@ -23,7 +23,8 @@ class Lock:
         self.path = os.path.join(folder, FILE_NAME)
 
     def take(self) -> bool:
-        """
+        """Takes the lock.
+
         Returns:
             False if another process holds it.
         """

@@ -39,7 +39,8 @@ def interpolated(matches):
 
 
 def curves_of_classes(by_class) -> dict[str, dict]:
-    """
+    """Interpolates the curve of each class.
+
     Args:
         by_class (dict[str, Matches]):
 
@@ -61,7 +62,8 @@ class Detections:
         self._evaluators = {}
 
     def precision_recall(self, cfg: DictConfig, folder: str) -> dict[str, dict] | None:
-        """
+        """Computes the precision-recall curves of a run.
+
         Args:
             cfg: of the run.
             folder: of the run; inference/coco_instances_results.json is its detections.
@@ -78,7 +80,8 @@ class Detections:
             return curves_of_classes(matches_from_evaluator(evaluator, detections_file=path))
 
     def bootstrap_ap(self, cfg, folder):
-        """
+        """Computes the AP of a run on drawings of the test images.
+
         Args:
             cfg, folder: as of :meth:`precision_recall`.
 

@@ -12,7 +12,7 @@ from . import report_page as page
 from .report_gradients import gradients
 from .report_sections import losses, pictures, precision_recalls, score_histograms, scores
 from .report_variant import Variant
-from .summary import GROUP, label, show, summarise
+from .summary import GROUP, label, show, summarize
 from .table import summary_table
 
 # Of a record, and what the page calls it.
@@ -73,7 +73,7 @@ def _variants(runs):
     groups = {}
     for run in runs:
         groups.setdefault(tuple(run.get(key) for key in GROUP), []).append(run)
-    names = [row["name"] for row in summarise(runs) if not row["at_default_threshold"]]
+    names = [row["name"] for row in summarize(runs) if not row["at_default_threshold"]]
     return [Variant.number(n, name, rs) for n, (name, rs) in enumerate(zip(names, groups.values()))]
 
 
@@ -108,7 +108,7 @@ def _text(value):
 
 def _table(runs):
     """The summary, and what to bear in mind with it."""
-    rows = summarise(runs)
+    rows = summarize(runs)
     parts = [
         page.heading("Result"),
         page.paragraph(

@@ -34,7 +34,7 @@ def course(run: dict, key: str) -> Curve | None:
             those that are not finite, and those that are not above 0.
 
     Returns:
-        At most MAX_POINTS points, each the median of its neighbours where there
+        At most MAX_POINTS points, each the median of its neighbors where there
         are more; None where the run has no value.
     """
     logged = run.get("course") or {}

@@ -1,6 +1,6 @@
 """The figures of a report, each small enough for a phone, as SVG.
 
-A variant has the same colour in all of them.
+A variant has the same color in all of them.
 """
 
 import io
@@ -13,9 +13,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from .report_curves import mean
 
-# Okabe and Ito's colours, without yellow, which is hard to see on white.
+# Okabe and Ito's colors, without yellow, which is hard to see on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")  # after the last colour they begin anew, in other dashes
+DASHES = ("-", "--", ":", "-.")  # after the last color they begin anew, in other dashes
 BACKGROUND = "0.45"
 WIDTH = 3.6  # inches; shown 320 to 460 pixels wide, a letter of 9 points has 11 pixels or more
 STYLE = {
@@ -45,7 +45,7 @@ class Line(NamedTuple):
 
 
 def color_of(n):
-    """tuple: colour and dash of variant ``n``, counted from 0."""
+    """tuple: color and dash of variant ``n``, counted from 0."""
     return COLORS[n % len(COLORS)], DASHES[n // len(COLORS) % len(DASHES)]
 
 
@@ -121,7 +121,7 @@ def precision_recall(lines):
 
 
 def score_histogram(histogram: dict, color: str, ylim: tuple[float, float]) -> Figure:
-    """Foreground (filled, in colour) and background (grey) over the score, both axes logarithmic.
+    """Foreground (filled, in color) and background (grey) over the score, both axes logarithmic.
 
     Args:
         histogram: of :func:`report_curves.histogram`.
@@ -143,7 +143,7 @@ def scores_of_seeds(rows: list[tuple], xlabel: str) -> Figure:
     """A dot for each seed and a bar for the mean, one variant below the other.
 
     Args:
-        rows: name, colour, values, and values at the default threshold (hollow).
+        rows: name, color, values, and values at the default threshold (hollow).
         xlabel: with the unit.
     """
     figure, axes = _axes(0.7 + 0.45 * len(rows), xlabel=xlabel)

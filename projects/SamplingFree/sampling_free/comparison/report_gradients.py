@@ -46,7 +46,7 @@ def _magnitudes(variants, place, title, sentence, ylabel):
             body += [page.small_heading(f"{head}: {', '.join(of_head)}"), page.grid(found)]
     return section(
         title,
-        f"{sentence} Bad: a classification (coloured) many times as large as the localisation "
+        f"{sentence} Bad: a classification (colored) many times as large as the localization "
         "(black), or a background part that buries the foreground part, above all at the start. "
         "The figures of a head have one scale.",
         [_legend(), *body] if body else [],
@@ -55,7 +55,7 @@ def _magnitudes(variants, place, title, sentence, ylabel):
 
 
 def _lines(variant, prefix, terms):
-    """list[Line]: of one variant; classification is coloured, localisation black."""
+    """list[Line]: of one variant; classification is colored, localization black."""
     looks = []
     for term in terms:
         if "cls" in term:
@@ -73,12 +73,12 @@ def _lines(variant, prefix, terms):
 def _ratios(variants):
     prefix = "monitor/ratio/"
     keys = [k for k in course_keys(variants) if k.startswith(prefix)]
-    label = "classification / localisation"
+    label = "classification / localization"
     found = [(k[len(prefix) :], s) for k in keys if (s := courses_of(variants, k, label))]
     return section(
-        "Classification gradient over localisation gradient",
+        "Classification gradient over localization gradient",
         "The two magnitudes at the outputs, one divided by the other. Bad: far above 1, where the "
-        "classification drowns the localisation, or jumping. A guide makes the losses equal, not "
+        "classification drowns the localization, or jumping. A guide makes the losses equal, not "
         "their gradients: 1 itself is no aim.",
         [legend(variants), page.grid(found)] if found else [],
         without(variants, "ratio", lambda run: _has(run, prefix)),
@@ -89,10 +89,10 @@ def _legend():
     color = figures.COLORS[0]
     return page.legend(
         [
-            ("classification, in the variant's colour", color, PATTERNS["-"]),
+            ("classification, in the variant's color", color, PATTERNS["-"]),
             ("its foreground part", color, PATTERNS["--"]),
             ("its background part", color, PATTERNS[":"]),
-            ("localisation", "#000000", PATTERNS["-"]),
+            ("localization", "#000000", PATTERNS["-"]),
             ("other losses", OTHER, PATTERNS["-"]),
         ]
     )

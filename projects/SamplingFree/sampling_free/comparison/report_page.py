@@ -95,7 +95,7 @@ def facts(rows):
 
 
 def legend(entries):
-    """str: what the lines of the figures mean; ``entries`` are (text, colour, dash pattern)."""
+    """str: what the lines of the figures mean; ``entries`` are (text, color, dash pattern)."""
     items = []
     for text, color, dash in entries:
         line = (

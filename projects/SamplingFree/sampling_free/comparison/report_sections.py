@@ -68,8 +68,8 @@ def score_histograms(variants):
     return section(
         "Scores of foreground and background",
         "How many samples of the last batch measured have which score, both axes logarithmic: "
-        "foreground (coloured) the score of the right class, background (grey) the highest of any "
-        "class; mean of the seeds. Good: the colour at the right, the grey at the left. Where the "
+        "foreground (colored) the score of the right class, background (grey) the highest of any "
+        "class; mean of the seeds. Good: the color at the right, the grey at the left. Where the "
         "grey is higher at a large score, false alarms outnumber objects.",
         body,
         without(variants, "score histograms", lambda run: _has(run, "score_histograms")),

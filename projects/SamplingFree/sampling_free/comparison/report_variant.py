@@ -1,4 +1,4 @@
-"""What the sections of a report share: a variant with its colour, and the frame of a section."""
+"""What the sections of a report share: a variant with its color, and the frame of a section."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class Variant(NamedTuple):
 
     @classmethod
     def number(cls, n, name, runs):
-        """The variant at place ``n``, counted from 0, in the colour of that place."""
+        """The variant at place ``n``, counted from 0, in the color of that place."""
         return cls(name, runs, *figures.color_of(n))
 
     def line(self, curve_of):
@@ -62,7 +62,7 @@ def without(variants, what, has):
 
 
 def legend(variants):
-    """str: HTML, the colours of the variants."""
+    """str: HTML, the colors of the variants."""
     return page.legend([(v.name, v.color, PATTERNS[v.dash]) for v in variants])
 
 

@@ -16,7 +16,8 @@ POLL = 2.0  # seconds until a run is asked for again that another comparison is 
 
 
 class SideBySide:
-    """
+    """Does the runs of a comparison, several at a time.
+
     Args:
         workshop (Workshop): does a run.
         output (Output): its records count as done too.

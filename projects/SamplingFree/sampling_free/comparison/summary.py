@@ -1,6 +1,6 @@
 """The summary of a comparison, from its records; nothing is read or written.
 
-    summarise(runs, confidence=0.95) -> list[dict]    # a row for each variant, see there
+    summarize(runs, confidence=0.95) -> list[dict]    # a row for each variant, see there
     label(run) -> str                                 # what a run's variant is called
     of_best_ap(records) -> dict or None               # the run that chooses a learning rate
     table.summary_table(rows) -> (head, cells)        # the same as strings, for every table
@@ -46,7 +46,7 @@ def of_best_ap(records: list[dict]) -> dict | None:
     return max(found, key=lambda r: r["bbox/AP"], default=None)
 
 
-def summarise(runs: list[dict], confidence: float = 0.95) -> list[dict]:
+def summarize(runs: list[dict], confidence: float = 0.95) -> list[dict]:
     """A row for each variant (and learning rate), and one for it at its default threshold.
 
     Args:
@@ -72,7 +72,7 @@ def summarise(runs: list[dict], confidence: float = 0.95) -> list[dict]:
         * `seconds_per_iteration`, `time_ratio` (to the reference, pairs of the same device and
           number of runs side by side; 1 for the reference), `peak_memory_mib`: means and, of the
           memory, the most; None where unknown.
-        * `start_gradient_ratio`: classification over localisation gradient at the outputs before
+        * `start_gradient_ratio`: classification over localization gradient at the outputs before
           the first step, of the head where it is largest; mean, None where it was not measured.
 
     Raises:

@@ -7,11 +7,11 @@ MASKS = {"segm/AP": "mask AP", "segm/AP50": "mask AP50"}
 
 
 def summary_table(rows: list[dict]):
-    """A line for each row of :func:`~.summary.summarise`.
+    """A line for each row of :func:`~.summary.summarize`.
 
     AP, its difference to the first variant and AP50 with what they spread over the seeds; that
     difference over the test images, too, where it is known; the mean AP of each class; the
-    classification gradient over that of localisation before the first step, at the heads' outputs;
+    classification gradient over that of localization before the first step, at the heads' outputs;
     seconds per iteration as a ratio to the first variant; the most memory.
     What no row has is no column.
 
@@ -77,6 +77,7 @@ def metric_cell(row, key):
 
 
 def mean_cell(row, key):
+    """Writes a mean, its deviation and its range."""
     metric = row["metrics"].get(key)
     return f"{metric['mean']:.1f}" if metric else "-"
 
@@ -113,13 +114,14 @@ def time_cell(row):
 
 
 def start_cell(row):
-    """Classification over localisation gradient before the first step."""
+    """Classification over localization gradient before the first step."""
     if row["at_default_threshold"]:
         return "-"
     return _number(row["start_gradient_ratio"], ".3g", "-")
 
 
 def memory_cell(row):
+    """Writes the peak memory."""
     if row["at_default_threshold"]:
         return "-"
     return _number(row["peak_memory_mib"], ".0f", "-", " MiB")

@@ -248,6 +248,7 @@ def learning_rate_schedule(cfg):
 
 
 def dataset_mapper(cfg, is_train):
+    """Makes Detectron2's mapper of a YAML config."""
     return DatasetMapper(cfg_node(cfg), is_train=is_train)
 
 

@@ -50,7 +50,8 @@ ROI_SAMPLES = {"batch_size_per_image": 512, "positive_fraction": 0.25}
 
 
 def vary_model(node: DictConfig, name: str, changes: list[str]):
-    """
+    """Makes a variant of a LazyConfig's model, in place.
+
     Args:
         node: the model node, or that of an RPN or of RoI heads; changed in place.
         name: of the variant.
@@ -170,7 +171,8 @@ class CallNode:
 
 
 def convert_model(node: DictConfig, changes: list[str]):
-    """
+    """Makes a LazyConfig's model sampling-free, in place.
+
     Args:
         node: the model node; changed in place.
         changes: gets a line for each change.
@@ -199,6 +201,7 @@ def convert_model(node: DictConfig, changes: list[str]):
 
 
 def convert_proposals(model):
+    """Makes the RPN of an R-CNN sampling-free, in place."""
     if model.node.get("proposal_generator", None) is None:  # precomputed proposals
         return
     rpn = model.child("proposal_generator")
@@ -211,6 +214,7 @@ def convert_proposals(model):
 
 
 def convert_roi_heads(model):
+    """Makes the RoI heads of an R-CNN sampling-free, in place."""
     if model.node.get("roi_heads", None) is None:  # a proposal network
         return
     heads = model.child("roi_heads")

@@ -47,7 +47,8 @@ POINTS = {
 
 
 def vary_cfg_node(cfg: CfgNode, name: str, changes: list[str]) -> CfgNode:
-    """
+    """Makes a variant of a CfgNode.
+
     Args:
         cfg: left as it is.
         name: of the variant.
@@ -77,7 +78,8 @@ def vary_cfg_node(cfg: CfgNode, name: str, changes: list[str]) -> CfgNode:
 
 
 def convert_cfg_node(cfg: CfgNode, changes: list[str]) -> CfgNode:
-    """
+    """Makes a CfgNode sampling-free.
+
     Args:
         cfg: left as it is.
         changes: gets a line for each change.
@@ -170,6 +172,7 @@ def convert_cfg_node(cfg: CfgNode, changes: list[str]) -> CfgNode:
 
 
 def select(cfg, key):
+    """Returns the value of a key such as "MODEL.RPN.NMS_THRESH"."""
     for part in key.split("."):
         cfg = cfg[part]
     return cfg

@@ -73,7 +73,8 @@ class Assignment:
 
     @torch.no_grad()
     def labels_and_boxes(self, levels: list[Boxes], instances: Instances) -> tuple[Tensor, Tensor]:
-        """
+        """Labels the anchors of an image.
+
         Args:
             levels: anchors of each level.
             instances: ground truth of one image.

@@ -51,7 +51,8 @@ class Records(NamedTuple):
 
 
 def read_records(dataset_dicts: list[dict]) -> Records | None:
-    """
+    """Reads the boxes of dataset dicts into arrays.
+
     Args:
         dataset_dicts: in Detectron2's format.
 
@@ -162,7 +163,8 @@ def _step(augmentation, choice):
 
 
 def apply(steps: list[Callable], records: Records) -> tuple:
-    """
+    """Applies one recipe of transforms to the boxes of many images.
+
     Args:
         steps: of :func:`recipes`.
         records: N images, G objects.

@@ -86,7 +86,8 @@ class Tally:
             self.sums[weight] = self.sums.get(weight, 0) + numbers
 
     def counts(self, **kwargs) -> AnchorCounts:
-        """
+        """Returns what was counted.
+
         Args:
             kwargs: the fields of :class:`AnchorCounts` that are no sums over views.
         """

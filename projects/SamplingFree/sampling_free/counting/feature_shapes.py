@@ -34,7 +34,8 @@ class LevelShapes:
     """Shapes of the feature maps of images; remembers each size."""
 
     def __init__(self, backbone, strides: list[int]):
-        """
+        """Reads how a backbone pads and strides.
+
         Args:
             backbone (Backbone): says how an image is padded.
             strides: (L,) pixels.
@@ -47,7 +48,8 @@ class LevelShapes:
         self.known = {}
 
     def __call__(self, sizes: np.ndarray) -> np.ndarray:
-        """
+        """Computes the shape of each level without running the backbone.
+
         Args:
             sizes: (B, 2) int64, height and width of each image in pixels.
 

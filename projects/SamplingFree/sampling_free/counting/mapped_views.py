@@ -5,7 +5,8 @@ from .views import enumerate_views, size_of
 
 
 def mapped_views(mapper, image: dict, index: int, num_passes: int, seed: int):
-    """
+    """Yields an image as the mapper gives it under each view.
+
     Args:
         mapper (DatasetMapper): without masks, unless boxes are recomputed from them.
         image: in Detectron2's format; stays as it is.

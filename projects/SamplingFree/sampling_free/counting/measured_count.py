@@ -1,7 +1,7 @@
 """Counts labels on the batches of a training loader, where annotations do not tell what it gives.
 
 A mapper of one's own may crop, a sampler may repeat images, a loader may come from anywhere. Its
-batches are then read before the training, seeded, and labelled by the model's own assignment.
+batches are then read before the training, seeded, and labeled by the model's own assignment.
 """
 
 import inspect

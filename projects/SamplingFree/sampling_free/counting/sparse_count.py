@@ -29,10 +29,11 @@ IMAGES_AT_ONCE = 256
 def tally_sparsely(
     assignment, matcher: Callable, dataset_dicts, mapper, *, num_passes, seed, progress, num_workers
 ) -> Tally:
-    """
+    """Counts a training set with a sparse matcher.
+
     Args:
         assignment (Assignment): what ``matcher`` stands for.
-        matcher: from Images to Labelled; see sparse/matching.py.
+        matcher: from Images to Labeled; see sparse/matching.py.
         dataset_dicts, mapper, num_passes, seed, progress, num_workers: as in ``count_anchors``.
 
     Returns:

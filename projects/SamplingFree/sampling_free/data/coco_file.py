@@ -19,6 +19,7 @@ _MOST_RUN = 2**32 - 1  # pycocotools' largest run length
 
 
 def is_id(value):
+    """Says whether a value can be an id in a COCO file."""
     return isinstance(value, (Integral, str)) or isinstance(value, float) and value.is_integer()
 
 

@@ -13,6 +13,8 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     RotatedCOCOEvaluator,
 )
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import DataLoader
@@ -289,17 +291,23 @@ def num_classes_of(model_node):
     return _class_count(model_node)[1]
 
 
-# MODEL.META_ARCHITECTURE of a YAML config -> the node with its NUM_CLASSES
-_YAML_CLASSES = {
-    **dict.fromkeys(("RetinaNet", "SamplingFreeRetinaNet", "SamplingFreeFCOS"), "RETINANET"),
-    **dict.fromkeys(("GeneralizedRCNN", "PanopticFPN"), "ROI_HEADS"),
-}
+# Base of a meta-architecture -> the YAML node with its NUM_CLASSES. FCOS, ATSS and PAA have none of
+# their own in Detectron2's YAML files and take RetinaNet's.
+_YAML_NODES = {RetinaNet: "RETINANET", FCOS: "RETINANET", GeneralizedRCNN: "ROI_HEADS"}
+
+
+def _yaml_node(name):
+    """The node with NUM_CLASSES of a registered meta-architecture; None without one."""
+    cls = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    if not isinstance(cls, type):
+        return None
+    return next((node for base, node in _YAML_NODES.items() if issubclass(cls, base)), None)
 
 
 def _class_count(model_node):
     """The key of the class count, as a user writes it, and its value; None, None without."""
     if model_node is not None and "cfg" in model_node:  # of a YAML config
-        node = _YAML_CLASSES.get(model_node.cfg.MODEL.META_ARCHITECTURE)
+        node = _yaml_node(model_node.cfg.MODEL.META_ARCHITECTURE)
         if node:
             return f"MODEL.{node}.NUM_CLASSES", model_node.cfg.MODEL[node].NUM_CLASSES
     elif model_node is not None:
@@ -315,7 +323,7 @@ def _has_mask_head(model_node):
         return False
     if "cfg" in model_node:  # of a YAML config
         model = model_node.cfg.MODEL
-        return _YAML_CLASSES.get(model.META_ARCHITECTURE) == "ROI_HEADS" and model.MASK_ON
+        return _yaml_node(model.META_ARCHITECTURE) == "ROI_HEADS" and model.MASK_ON
     return OmegaConf.select(model_node, "roi_heads.mask_head") is not None
 
 

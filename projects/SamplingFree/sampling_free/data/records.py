@@ -189,6 +189,7 @@ def _has_points(polygon):
 
 
 def is_flat(polygon):
+    """Says whether a polygon is a flat list of numbers."""
     return type(polygon) is list and bool(polygon) and type(polygon[0]) in (int, float)
 
 

@@ -54,7 +54,8 @@ class ATSS(FCOS):
         test_score_thresh: float = 0.05,
         **kwargs,
     ):
-        """
+        """Builds the detector.
+
         Args:
             anchor_size: side of the square anchors, in strides.
             topk: candidates of an object in each level.
@@ -92,7 +93,8 @@ class ATSS(FCOS):
 
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
-        """
+        """Labels the anchors of a batch.
+
         Args:
             anchors: one for each level.
             gt_instances: N times the ground truth.
@@ -120,7 +122,8 @@ class ATSS(FCOS):
     def losses(
         self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality: as in
                 ``SamplingFreeATSS``.
@@ -140,7 +143,7 @@ class ATSS(FCOS):
             gamma=self.focal_loss_gamma,
             reduction="sum",
         )
-        sums, normalizers = self.localisation(
+        sums, normalizers = self.localization(
             anchors, pred_anchor_deltas, pred_quality, gt_boxes, foreground
         )
         totals, num_processes = sum_over_processes(foreground.sum(), *normalizers)
@@ -151,10 +154,11 @@ class ATSS(FCOS):
         losses = zip(self.loss_names, (sum_cls, *sums), totals)
         return {name: x * (num_processes / n).to(x.dtype) for name, x, n in losses}
 
-    def localisation(
+    def localization(
         self, anchors: list[Boxes], pred_anchor_deltas, pred_quality, gt_boxes, foreground: Tensor
     ) -> tuple:
-        """
+        """Computes the box and quality losses of the foreground.
+
         Args:
             anchors: of each level.
             pred_anchor_deltas, pred_quality, gt_boxes: as in ``losses``.
@@ -182,7 +186,7 @@ class ATSS(FCOS):
         )
 
     def quality_target(self, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-        """Centerness of the anchor's centre in its object.
+        """Centerness of the anchor's center in its object.
 
         Args:
             boxes: (N_f, 4) as they are predicted; unused here.
@@ -197,7 +201,8 @@ class ATSS(FCOS):
         return ratios.clamp(min=0).prod(dim=1).sqrt()
 
     def forward_inference(self, images, features, predictions) -> list[Instances]:
-        """
+        """Detects the objects of a batch.
+
         Args:
             images, features, predictions: as in Detectron2's ``FCOS``.
 
@@ -227,7 +232,8 @@ class ATSS(FCOS):
         box_delta: list[Tensor],
         image_size: tuple[int, int],
     ) -> Instances:
-        """
+        """Detects the objects of one image.
+
         Args:
             anchors: of each level.
             box_cls, box_delta: (Hi*Wi, K) final scores, 0 under the threshold, and
@@ -271,7 +277,8 @@ class SamplingFreeATSS(PriorThreshold, GuidedPoints, ATSS):
     def __init__(
         self, *, prior="auto", guide=RECOMMENDED, test_score_thresh: float | str = 0.001, **kwargs
     ):
-        """
+        """Builds the detector.
+
         Args:
             prior, guide: as in ``SamplingFreeRetinaNet``.
             test_score_thresh: of the class score; "prior" or "per_class": see

@@ -3,7 +3,7 @@
     L levels   R anchors of all levels   G objects of an image
 
 For each object: its k closest anchors of every level are the candidates; those whose IoU is at
-least mean + standard deviation of the candidates' IoUs, and whose centre lies in the object, are
+least mean + standard deviation of the candidates' IoUs, and whose center lies in the object, are
 foreground. Of several objects an anchor takes the one that it overlaps most.
 
 Source: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
@@ -20,7 +20,8 @@ from torch import Tensor
 
 @torch.no_grad()
 def atss_match(levels: list[Boxes], gt_boxes: Boxes, topk: int = 9) -> Tensor:
-    """
+    """Assigns anchors to objects as ATSS does.
+
     Args:
         levels: L times the anchors of a level, pixels.
         gt_boxes: (G, 4), pixels.

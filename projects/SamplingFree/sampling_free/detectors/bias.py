@@ -112,7 +112,7 @@ class PriorBias(ClassifierBias):
 
     @torch.no_grad()
     def set_prior(self, prior: float | list[float]):
-        """Makes every start score ``prior``: the paper's optimal bias initialisation.
+        """Makes every start score ``prior``: the paper's optimal bias initialization.
 
         Args:
             prior: in (0, 1); of a list the scores of each class, (C,).
@@ -127,7 +127,8 @@ class PriorBias(ClassifierBias):
         self.prior = prior
 
     def class_logits(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """
+        """Computes the classification logits of features.
+
         Args:
             features: of the backbone.
 

@@ -14,7 +14,8 @@ def dense_box_loss(
     gt_boxes: list[Tensor],
     foreground: Tensor,
 ) -> Tensor:
-    """
+    """Sums the box loss of the foreground anchors, as Detectron2 computes it.
+
     Args:
         head (RetinaNet or RPN): says which loss, and how boxes are encoded.
         anchors: of each level.

@@ -32,7 +32,8 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
 
     @configurable
     def __init__(self, *, prior="auto", guide=RECOMMENDED, box_weight: str = "uniform", **kwargs):
-        """
+        """Builds the detector.
+
         Args:
             prior, guide: as in ``SamplingFreeRetinaNet``.
             box_weight: "uniform", the mean GIoU loss over foreground points, as Detectron2
@@ -57,7 +58,7 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
             **cls.threshold_from_config(cfg),
         }
 
-    def localisation(
+    def localization(
         self,
         anchors: list[Boxes],
         pred_anchor_deltas,
@@ -65,7 +66,8 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
         gt_boxes,
         foreground: Tensor,
     ) -> tuple:
-        """
+        """Computes the box and centerness losses of the foreground.
+
         Args:
             anchors: the points of each level, as boxes as large as the stride.
             pred_anchor_deltas, pred_centerness, gt_boxes: as in ``losses``.

@@ -33,7 +33,8 @@ class GuideLog:
         self.warned = False
 
     def write(self, losses, storage: EventStorage, scalars: dict[str, Tensor]):
-        """
+        """Writes r and the raw classification loss to the event storage.
+
         Args:
             losses (GuidedLosses):
             storage: gets guide/r, guide/loss_cls_raw and guide/empty_batches (a
@@ -44,7 +45,7 @@ class GuideLog:
         numbers = losses.ratio, losses.loss_cls_raw, losses.num_foreground, *scalars.values()
         self.ratio, loss_cls_raw, num_foreground, *values = torch.stack(
             [x.double() for x in numbers]
-        ).tolist()  # one synchronisation with the GPU
+        ).tolist()  # one synchronization with the GPU
         self.num_batches += 1
         self.num_empty += num_foreground == 0
         named = {

@@ -50,7 +50,8 @@ class PAA(ATSS):
         score_voting: bool = True,
         **kwargs,
     ):
-        """
+        """Builds the detector.
+
         Args:
             iou_threshold: an anchor is a candidate of the object that it overlaps most if
                 their IoU is at least that; the best anchors of an object are in any case.
@@ -95,7 +96,8 @@ class PAA(ATSS):
         pred_logits: list[Tensor],
         pred_anchor_deltas: list[Tensor],
     ):
-        """
+        """Labels the anchors of a batch by what the network predicts.
+
         Args:
             anchors: one for each level.
             gt_instances: N times the ground truth.
@@ -125,7 +127,8 @@ class PAA(ATSS):
         return self.labels_and_boxes(matched, gt_instances)
 
     def candidate_objects(self, anchors: Boxes, gt_boxes: Boxes) -> Tensor:
-        """
+        """Finds the object of which each anchor is a candidate.
+
         Args:
             anchors: (R, 4) of all levels.
             gt_boxes: (G, 4).
@@ -143,7 +146,7 @@ class PAA(ATSS):
     def anchor_losses(
         self, pred_logits: list[Tensor], labels: Tensor, foreground: Tensor, loc: Tensor
     ) -> Tensor:
-        """What the network says of each candidate: classification plus localisation loss.
+        """What the network says of each candidate: classification plus localization loss.
 
         Args:
             pred_logits: for each level (N, K, Hi, Wi).
@@ -188,7 +191,7 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
     def anchor_losses(self, pred_logits, labels, foreground, loc):
         """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.
 
-        Its sum over all anchors is scaled to that of the localisation loss, as in the authors'
+        Its sum over all anchors is scaled to that of the localization loss, as in the authors'
         final code, so that neither of the two decides alone. Both sums are over all processes, so
         that labels do not depend on how many there are.
         """
@@ -200,7 +203,8 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
 
 
 def logits_at(pred_logits: list[Tensor], mask: Tensor) -> Tensor:
-    """
+    """Gathers the logits of chosen anchors.
+
     Args:
         pred_logits: for each level (N, K, Hi, Wi).
         mask: (N, R) bool, with M true.

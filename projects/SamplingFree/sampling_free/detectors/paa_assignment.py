@@ -3,7 +3,7 @@
     R anchors of all levels   n candidates of an object
 
 Each anchor has a loss for the object that it would be matched with: classification plus
-localisation, as the network now is. Of each object's anchors the k of lowest loss in every level
+localization, as the network now is. Of each object's anchors the k of lowest loss in every level
 are its candidates. A mixture of two Gaussians is fitted to their losses: the component of low
 losses are those which the network takes for the object. Foreground are the candidates up to the
 one of them at which the mixture's density is largest; all others are background.
@@ -53,7 +53,8 @@ def num_positives(losses) -> int:
 
 @torch.no_grad()
 def paa_match(losses: Tensor, objects: Tensor, num_per_level: list[int], topk: int = 9) -> Tensor:
-    """
+    """Assigns anchors to objects as PAA does.
+
     Args:
         losses: (R,) of each anchor for the object in ``objects``.
         objects: (R,) the object that an anchor would be matched with, -1 for none.

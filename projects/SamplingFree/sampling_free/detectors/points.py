@@ -25,7 +25,7 @@ from .guide_log import GuideLog, per_image
 
 
 class GuidedPoints(PriorBias):
-    """Mixin for a detector with a method ``localisation``; see :class:`SamplingFreeFCOS`.
+    """Mixin for a detector with a method ``localization``; see :class:`SamplingFreeFCOS`.
 
     Attributes:
         loss_names (tuple[str]): of classification, box and quality loss.
@@ -62,7 +62,8 @@ class GuidedPoints(PriorBias):
         gt_boxes,
         pred_quality: list[Tensor],
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors: one for each level.
             pred_logits: for each level (N, K, Hi, Wi), as the head gives them.
@@ -81,9 +82,9 @@ class GuidedPoints(PriorBias):
         foreground = gt_labels != self.num_classes
 
         def sums_loc(deltas, quality):
-            return self.localisation(anchors, deltas, quality, gt_boxes, foreground)[0]
+            return self.localization(anchors, deltas, quality, gt_boxes, foreground)[0]
 
-        sums, normalizers = self.localisation(
+        sums, normalizers = self.localization(
             anchors, pred_anchor_deltas, pred_quality, gt_boxes, foreground
         )
         losses = guided_losses(

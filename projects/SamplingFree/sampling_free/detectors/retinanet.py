@@ -41,7 +41,8 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
         box_reg_loss_weight: float = 1.0,
         **kwargs,
     ):
-        """
+        """Builds the detector.
+
         Args:
             prior: start score at every anchor, of every class or of
                 each; "auto" has the hook ``PriorInit`` measure the one on the training set,
@@ -86,7 +87,8 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors: one for each level.
             pred_logits: for each level (N, A*K, Hi, Wi), as the head gives them.

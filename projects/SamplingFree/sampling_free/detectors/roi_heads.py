@@ -53,7 +53,8 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
         softmax_prior: float | None = None,
         **kwargs,
     ):
-        """
+        """Builds the head.
+
         Args:
             input_shape: as in Detectron2's ``FastRCNNOutputLayers``.
             guide: as in ``SamplingFreeRetinaNet``.
@@ -95,10 +96,11 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[Tensor, ...], proposals: list[Instances]
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             predictions: logits (R, K+1) and box deltas (R, 4) or (R, 4K).
-            proposals: labelled, all of them, as ``ROIHeads`` does it.
+            proposals: labeled, all of them, as ``ROIHeads`` does it.
 
         Returns:
             "loss_cls", scaled by the guide, which in "iteration" makes it
@@ -141,7 +143,8 @@ class EveryProposal:
     def _sample_proposals(
         self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """
+        """Keeps every proposal that is not ignored.
+
         Args:
             matched_idxs: (Ri,) the best object of each proposal of an image.
             matched_labels: (Ri,) -1 ignored, 0 background, 1 foreground.
@@ -180,7 +183,8 @@ class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
         positive_fraction=None,
         **kwargs,
     ):
-        """
+        """Builds the head.
+
         Args:
             max_mask_positives: at most so many foreground proposals of an image,
                 drawn at random, are given to the mask head; None gives it all. Sampling in

@@ -45,7 +45,8 @@ class SamplingFreeRPN(PriorBias, RPN):
         positive_fraction=None,
         **kwargs,
     ):
-        """
+        """Builds the head.
+
         Args:
             prior, guide: as in ``SamplingFreeRetinaNet``.
             kwargs: as in Detectron2's ``RPN``.
@@ -80,7 +81,8 @@ class SamplingFreeRPN(PriorBias, RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
             anchors: one for each level.
             pred_objectness_logits: for each level (N, Hi*Wi*A).

@@ -11,7 +11,8 @@ MIN_IOU = 0.01
 
 
 def vote(detections: Instances, candidates: Instances) -> Boxes:
-    """
+    """Lets the boxes around a detection vote for its box.
+
     Args:
         detections: D, after NMS: pred_boxes, scores, pred_classes.
         candidates: P, before NMS, the same fields; the detections are among them.

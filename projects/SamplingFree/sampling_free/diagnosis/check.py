@@ -37,7 +37,8 @@ MOST_COUNTED = 200  # images, where counting is slow
 def check_imbalance(
     cfg: DictConfig, config_file: str = "", max_images: int | None = None
 ) -> Imbalance:
-    """
+    """Measures the imbalance of a config on its data and one batch.
+
     Args:
         cfg: as ``load_config`` reads it.
         config_file: for the report.
@@ -115,7 +116,7 @@ def _load_weights(model, train, inputs):
         _stand_in(model, inputs)
         logger.warning(
             f"{path} cannot be fetched: the backbone keeps random weights, and its frozen "
-            "normalisation is fitted to the batch; take the gradients at the features as rough."
+            "normalization is fitted to the batch; take the gradients at the features as rough."
         )
         return f"random weights in place of {path}"
     return f"weights of {path}"
@@ -123,7 +124,7 @@ def _load_weights(model, train, inputs):
 
 @torch.no_grad()
 def _stand_in(model, inputs):
-    """Fits frozen normalisation to a batch: without pre-trained statistics features explode."""
+    """Fits frozen normalization to a batch: without pre-trained statistics features explode."""
 
     def fit(layer, arguments):
         variance, mean = torch.var_mean(arguments[0], dim=(0, 2, 3), unbiased=False)

@@ -1,7 +1,7 @@
 """How large the gradient of each loss term is, where the heads end and where they begin.
 
 The paper (arXiv 1909.04868) blames the magnitude of the classification gradient. Here it is
-measured, beside that of the localisation loss, for any detector of Detectron2 or of this project:
+measured, beside that of the localization loss, for any detector of Detectron2 or of this project:
 
     at the outputs    L1 norm of the gradient at the logits, or at the box deltas: how hard all
                       samples together push. Those of foreground and background add up.
@@ -75,7 +75,7 @@ class HeadMeasurement:
 
     @property
     def gradient_ratio(self):
-        """float: classification over localisation, L1 norms at the outputs; None without either."""
+        """float: classification over localization, L1 norms at the outputs; None without either."""
         loc = sum(self.outputs[name] for name in self.loc_names)
         return self.outputs[self.cls_name] / loc if loc else None
 
@@ -91,7 +91,7 @@ class Measurement:
     """What a batch does to a whole detector.
 
     Attributes:
-        losses (dict[str, float]): every term that the model minimises.
+        losses (dict[str, float]): every term that the model minimizes.
         heads (list[HeadMeasurement]): in the order in which they ran.
         other_features (dict[str, float]): norm at the features of the gradients of other terms,
             such as the loss of masks.
@@ -200,7 +200,8 @@ def _prior_key(head):
 
 
 def score_histograms(right: Tensor, others: Tensor) -> dict[str, list]:
-    """
+    """Counts scores in bins of their logarithm.
+
     Args:
         right: (N_f,) score of the right class at each foreground sample.
         others: (N_b, K) scores at the background; the highest of each sample counts.

@@ -41,7 +41,7 @@ class CapturedHead:
         loc_outputs (list[Tensor]): box deltas and, where there is one, the quality estimate.
         terms (dict[str, Tensor]): loss terms by the head's own names.
         cls_name (str): which of ``terms`` is the classification loss, by the model's name.
-        loc_names (list[str]): those of localisation, by the model's names.
+        loc_names (list[str]): those of localization, by the model's names.
         is_softmax (bool): over K classes and background, the last; else K sigmoids.
         ratio (float or None): r, where the head has a guide.
     """
@@ -73,7 +73,8 @@ class CapturedHead:
         self.loc_names = [names[k] for k in self.terms if "cls" not in k and "guide" not in k]
 
     def logits(self, values: list[Tensor] | None = None) -> list[Tensor]:
-        """
+        """Returns the logits of all samples in rows.
+
         Args:
             values: like ``outputs``, default: these.
 
@@ -101,7 +102,8 @@ class CapturedHead:
         return foreground, [x == self.num_classes for x in labels]
 
     def masked(self, values: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-        """
+        """Sets values outside the masks to zero.
+
         Args:
             values: like ``outputs``.
             masks: as of :meth:`rows`.
@@ -131,7 +133,8 @@ class CapturedHead:
 
     @torch.no_grad()
     def scores(self) -> tuple[Tensor, Tensor]:
-        """
+        """Returns the scores of foreground and background.
+
         Returns:
             Score of the right class at each foreground sample, (N_f,), and
             the scores of all classes at each background sample, (N_b, K). Float32.
@@ -202,7 +205,7 @@ class CapturedHead:
         return getattr(type(self.head), "losses", None) in FOCAL_LOSSES
 
     def _row_losses(self, logits, gradients, labels):
-        """(rows,)"""
+        """Returns the loss of each row, (rows,)."""
         target = F.one_hot(labels.clamp(min=0).long(), self.num_classes + 1).to(logits.dtype)
         if self.is_softmax:
             losses = -(logits.log_softmax(dim=1) * target).sum(dim=1)

@@ -29,7 +29,7 @@ class ImbalanceMonitor(HookBase):
     trainer and with its own detectors. Of several processes each measures its share of the batch,
     the main one writes.
 
-    The event storage gets, for each classification loss term "loss_NAME" and localisation term
+    The event storage gets, for each classification loss term "loss_NAME" and localization term
     "loss_LOC" (without "loss_", as Detectron2 prints what is called a loss on its console line),
 
     * monitor/outputs/NAME, .../foreground, .../background, monitor/outputs/LOC: L1 norm of the
@@ -48,7 +48,8 @@ class ImbalanceMonitor(HookBase):
     """
 
     def __init__(self, period: int, output_dir: str = ""):
-        """
+        """Checks the period.
+
         Args:
             period: iterations, from 1 up.
             output_dir: where the histograms go; "" writes none.
@@ -109,7 +110,8 @@ class ImbalanceMonitor(HookBase):
 
 
 def scalars(measurement) -> dict[str, float]:
-    """
+    """Names the numbers of a measurement for the event storage.
+
     Args:
         measurement (Measurement):
 

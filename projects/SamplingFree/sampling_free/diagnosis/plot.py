@@ -7,11 +7,12 @@ from matplotlib.figure import Figure
 from .gradients import PARTS
 
 MOST_CLASSES = 20
-FOREGROUND, BACKGROUND, OTHER = "#D55E00", "#0072B2", "#999999"  # colour-blind safe
+FOREGROUND, BACKGROUND, OTHER = "#D55E00", "#0072B2", "#999999"  # color-blind safe
 
 
 def plot_imbalance(found, output_png: str):
-    """
+    """Draws what was found.
+
     Args:
         found (Imbalance):
         output_png: written; the folder is made.
@@ -88,7 +89,7 @@ def _losses(axes, found):
     for label, color in (
         ("foreground", FOREGROUND),
         ("background", BACKGROUND),
-        ("localisation", OTHER),
+        ("localization", OTHER),
     ):
         axes.barh(0, 0, color=color, label=label)
     axes.legend(frameon=False, fontsize=8)

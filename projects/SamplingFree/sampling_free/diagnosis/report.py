@@ -51,7 +51,8 @@ class Imbalance:
 
     @property
     def classes(self) -> dict[str, float]:
-        """
+        """Returns the number of each class.
+
         Returns:
             Foreground anchors of each class, or its objects where the counts are
             those of an RPN, which knows but one class.
@@ -60,15 +61,17 @@ class Imbalance:
         return self.estimate.per_class if has_classes or not self.objects else self.objects
 
     def optimal_prior(self, head) -> float | None:
-        """
+        """Returns the optimal prior of a head.
+
         Returns:
-            Pi*, of the data set; of a head that gets proposals or sampled anchors,
+            pi*, of the data set; of a head that gets proposals or sampled anchors,
             of the batch.
         """
         return self.estimate.prior if head.takes_all_anchors else head.optimal_prior
 
     def least_loss(self, head) -> float | None:
-        """
+        """Returns the least loss that one score for all can have.
+
         Returns:
             The least cross entropy per foreground sample that one score for all can
             have, about -log(pi*) + 1; None for a softmax, which has no such score.
@@ -132,7 +135,8 @@ class Imbalance:
 
 
 def verdicts(found: Imbalance) -> list[str]:
-    """
+    """Says in words what was found.
+
     Args:
         found:
 
@@ -243,7 +247,7 @@ def _gradients(measurement):
         at_features = sum(head.features[x] ** 2 for x in head.loc_names) ** 0.5
         rows.append(
             [
-                f"{head.cls_name} / localisation",
+                f"{head.cls_name} / localization",
                 _or_dash(head.gradient_ratio, ".3g"),
                 _or_dash(at_features and head.features[head.cls_name] / at_features, ".3g"),
             ]

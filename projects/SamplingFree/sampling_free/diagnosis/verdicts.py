@@ -2,7 +2,7 @@
 
 Two limits, of this project; neither enters the training:
 
-    LARGE = 10       classification gradient over localisation gradient at the outputs, L1 norms.
+    LARGE = 10       classification gradient over localization gradient at the outputs, L1 norms.
                      A box loss that is a mean over the foreground pushes by about 1 at each
                      coordinate. One that is divided by all samples, or made of IoU, pushes less
                      and says less, so that it counts as 1. What was measured on either side of
@@ -18,7 +18,8 @@ FORGOTTEN = 0.1
 
 
 def explosion(head) -> str:
-    """
+    """Says whether the gradients of a head explode.
+
     Args:
         head (HeadMeasurement):
 
@@ -39,7 +40,8 @@ def explosion(head) -> str:
 
 
 def collapse(head) -> str:
-    """
+    """Says whether a head has collapsed.
+
     Args:
         head (HeadMeasurement):
 

@@ -97,7 +97,8 @@ class ResumableWriter(PeriodicWriter):
     """
 
     def __init__(self, build_writers: Callable, metrics: str, period: int):
-        """
+        """Opens nothing yet.
+
         Args:
             build_writers: () -> list[EventWriter]; called when the training starts, as
                 they open their files.

@@ -65,7 +65,8 @@ class PriorInit(HookBase):
         reset_prior: bool = False,
         follow_loader: bool = False,
     ):
-        """
+        """Keeps the training set until training starts.
+
         Args:
             dataset_dicts: the training set in Detectron2's format.
             mapper: the training mapper, for its augmentations. Of another kind,

@@ -4,7 +4,7 @@ Detectron2's ``AMPTrainer`` asserts CUDA and, in v0.6, knows no bfloat16.
 
 Losses and gradients are looked at before the weights are changed. Where one is not finite the run
 stops with a line that says so, or leaves the batch out: then weights, optimizer, guide, statistics
-of normalisation and the gradient scaler stay as they were, and the schedule goes on.
+of normalization and the gradient scaler stay as they were, and the schedule goes on.
 """
 
 import functools
@@ -49,7 +49,8 @@ class PrecisionTrainer(SimpleTrainer):
         dtype: str | None = None,
         skip_nonfinite: int = 0,
     ):
-        """
+        """Wraps the model, its loader and its optimizer.
+
         Args:
             model, data_loader, optimizer: as in ``SimpleTrainer``.
             device: "cuda" or "cpu".

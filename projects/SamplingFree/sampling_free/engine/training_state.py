@@ -11,7 +11,8 @@ SMOOTHED = 20  # iterations: Detectron2's writers take the median of so many
 
 
 def running_numbers(model: nn.Module) -> dict[str, float]:
-    """
+    """Returns the numbers that training updates and no state dict has.
+
     Args:
         model: not wrapped.
 
@@ -33,7 +34,8 @@ def set_running_numbers(model, state):
 
 
 def scalars_of(storage: EventStorage) -> dict:
-    """
+    """Returns the newest scalars of an event storage.
+
     Args:
         storage:
 

@@ -1,4 +1,4 @@
-"""Where to cut the scores for showing detections: the threshold of best F1 on a labelled set.
+"""Where to cut the scores for showing detections: the threshold of best F1 on a labeled set.
 
 Trained without sampling heuristics, a detector gives lower scores than usual ("confidence
 shifting"), so the customary 0.5 may show nothing. AP needs no threshold; a picture does. Who
@@ -22,7 +22,7 @@ from .matching import all_classes, match_detections, matches_from_evaluator
 
 FILE_NAME = "best_threshold.json"
 
-# Shown where no threshold could be measured (never evaluated, nothing labelled, nothing found).
+# Shown where no threshold could be measured (never evaluated, nothing labeled, nothing found).
 # A guess, no more: low enough that a half-trained model shows something.
 FALLBACK_THRESHOLD = 0.1
 

@@ -47,7 +47,7 @@ def draw_detections(image, instances: Instances, metadata, threshold: float):
         instances: N detections with `pred_boxes` in pixels of this image, `scores` in
             [0, 1] and `pred_classes`; `pred_masks` (N, H, W) are drawn too where present.
         metadata (Metadata): `thing_classes` gives the names, `thing_colors` (0 to 255) if present
-            the colours.
+            the colors.
         threshold: in [0, 1].
 
     Returns:

@@ -22,7 +22,7 @@ GAP = 0.12  # of the axes, between a point and the middle of its label
 def plot_precision_recall(by_class, picked, output_png: str):
     """Plot the curve of all classes together, those of the classes, and a point on each.
 
-    Of more than `NUM_NAMED` classes, those with the most objects get a colour and a line in the
+    Of more than `NUM_NAMED` classes, those with the most objects get a color and a line in the
     legend, as their curves are the least jagged and weigh most in the curve of all; the others
     are thin and grey. The legend also counts the classes that have no curve.
 

@@ -1,11 +1,11 @@
-"""Idea 2 of the paper: the localisation loss tells the classification loss how large to be.
+"""Idea 2 of the paper: the localization loss tells the classification loss how large to be.
 
-The localisation loss sees foreground only, so the imbalance cannot touch it. In every iteration
+The localization loss sees foreground only, so the imbalance cannot touch it. In every iteration
 the classification loss is multiplied by
 
     r = w * L_loc / L_cls            (a number: no gradient flows through it)
 
-and then *has the value* of w times the localisation loss, while its gradient keeps its direction.
+and then *has the value* of w times the localization loss, while its gradient keeps its direction.
 Nothing is left to tune: w is 1 for one-stage detectors and the RPN, 2 for the RoI head.
 
 Source: arXiv 1909.04868, section "Guided Loss Scaling". Other ways to find r are in guides.py.

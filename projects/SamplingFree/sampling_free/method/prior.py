@@ -1,11 +1,11 @@
 """Idea 1 of the paper: start where the imbalance is already accounted for.
 
-Every score of a freshly initialised dense detector is about sigmoid(b), the *prior*. With the
+Every score of a freshly initialized dense detector is about sigmoid(b), the *prior*. With the
 usual b = 0, or the 0.01 that focal loss asks for, thousands of background samples then push with
 one voice and the classification gradient explodes. The counts of the training set say which b is
 best, so nothing is left to tune.
 
-    N    valid samples: anchors labelled foreground or background (ignored ones are in neither)
+    N    valid samples: anchors labeled foreground or background (ignored ones are in neither)
     N_f  foreground samples among them
     C    classes; 1 for the objectness of an RPN
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 
 def optimal_prior(num_foreground: float, num_valid: float, num_classes: int) -> float:
-    """The prior that minimises :func:`start_loss`: pi* = N_f / (N * C).
+    """The prior that minimizes :func:`start_loss`: pi* = N_f / (N * C).
 
     A binary label is 1 in N_f of the N * C places, so pi* is simply their mean.
 

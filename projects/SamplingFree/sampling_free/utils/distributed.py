@@ -11,7 +11,8 @@ logger = logging.getLogger(__name__)
 
 
 def agreed(function: Callable) -> object:
-    """
+    """Calls a function on the main process and hands its result to all.
+
     Args:
         function: called by the main process alone; what it returns can be pickled.
 

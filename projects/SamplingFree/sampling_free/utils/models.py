@@ -18,7 +18,7 @@ PLAIN = (bool, int, float, str, type(None))
 class ForwardState:
     """What a forward pass in training changes in a model, as it is now.
 
-    The buffers (statistics of normalisation, running counts), and plain numbers among the
+    The buffers (statistics of normalization, running counts), and plain numbers among the
     attributes of the modules, such as the running ``loss_normalizer`` of Detectron2's RetinaNet,
     and of their ``guide_log``. Parameters and their gradients are not looked at.
     """
@@ -78,7 +78,7 @@ def unwrapped(model):
 
 
 def pixels(model, images):
-    """(N, 3, H, W), normalised and padded, also for a ``ProposalNetwork``, which has no method."""
+    """(N, 3, H, W), normalized and padded, also for a ``ProposalNetwork``, which has no method."""
     if hasattr(model, "preprocess_image"):
         return model.preprocess_image(images).tensor
     pixels = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in images]

@@ -25,7 +25,8 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, message: str = ""):
-        """
+        """Keeps the signal and the message.
+
         Args:
             number: of the signal.
             message: one line for the user; "" where another process says it.

@@ -18,7 +18,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, pairwise_iou
 
 from .grid import Grid, iou
-from .images import Labelled
+from .images import Labeled
 from .parts import InParts
 from .ragged import begins, expand
 
@@ -76,9 +76,9 @@ class IoUMatcher(InParts):
         weak = np.flatnonzero((labels == 1) & (hits.iou[winners] < np.float32(self.thresholds[0])))
         objects[weak] = _best_objects(grid, image[weak], anchor[weak])
         objects[labels != 1] = -1
-        found = Labelled(image, hits.level[winners], anchor, objects)
+        found = Labeled(image, hits.level[winners], anchor, objects)
         parts = [found, *(self._label_all(grid, i) for i in untouched)]
-        return Labelled(*map(np.concatenate, zip(*parts)))
+        return Labeled(*map(np.concatenate, zip(*parts)))
 
     def _label_of(self, overlaps):
         """(M,) label by the thresholds alone, of IoUs (M,)."""
@@ -100,7 +100,7 @@ class IoUMatcher(InParts):
         objects, labels = objects.numpy() + begin, labels.numpy()
         objects[labels != 1] = -1
         kept = np.flatnonzero(labels != 0)
-        return Labelled(np.full(len(kept), image), level[kept], index[kept], objects[kept])
+        return Labeled(np.full(len(kept), image), level[kept], index[kept], objects[kept])
 
 
 class _Hits(NamedTuple):

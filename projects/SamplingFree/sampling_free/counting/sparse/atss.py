@@ -1,6 +1,6 @@
 """The anchors that ATSS labels as foreground, found without looking at all of them.
 
-The closest anchors of a level lie in a small window of the grid around the object's centre. The
+The closest anchors of a level lie in a small window of the grid around the object's center. The
 window is wide enough if its k-th closest anchor is closer than any in the next row or column; where
 it is not, a larger one is taken. Operations and ties are those of ``atss_match``.
 
@@ -61,7 +61,8 @@ class ATSSMatcher(InParts):
 def _closest(
     grid: Grid, objects: np.ndarray, level: np.ndarray, counts: np.ndarray, most: int, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """
+    """Finds the anchors closest to each object, in one level.
+
     Args:
         grid: with one cell anchor in each level.
         objects, level: (P,).
@@ -85,7 +86,7 @@ def _closest(
     row += y.begin[:, None]
     column += x.begin[:, None]
 
-    # Behind the next row or column nothing is closer than that. Only if the centre lies behind it
+    # Behind the next row or column nothing is closer than that. Only if the center lies behind it
     # too, something may be; but then the window itself is not closer, and too small by this test.
     last = keys[np.arange(len(keys)), counts - 1]
     last = (last >> 32).astype(np.int32).view(np.float32)
@@ -98,10 +99,10 @@ def _closest(
 
 
 class _Window(NamedTuple):
-    """Columns, or rows, around the centre of an object."""
+    """Columns, or rows, around the center of an object."""
 
     begin: np.ndarray  # (P,) index of the first
-    squares: np.ndarray  # (P, S) float32, squared distance from the centre, inf outside the grid
+    squares: np.ndarray  # (P, S) float32, squared distance from the center, inf outside the grid
     beyond: np.ndarray  # (P,) float32, such a square of the next on either side, the smaller one
 
 
@@ -119,7 +120,8 @@ def _window(direction, objects, level, side):
 
 
 def _positive(overlap: np.ndarray, counts: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """
+    """Finds the candidates whose IoU is at least mean plus deviation.
+
     Args:
         overlap: (G, L, K) float32, of each object with its candidates.
         counts: (B, L) how many of the K are there.
@@ -141,7 +143,7 @@ def _positive(overlap: np.ndarray, counts: np.ndarray, image: np.ndarray) -> np.
 
 
 def _contains(direction, objects, index, level):
-    """Whether the centres of anchors lie between the sides of their objects; (M,) each."""
+    """Whether the centers of anchors lie between the sides of their objects; (M,) each."""
     begin, end = direction.anchors(index, level)
     center = (begin + end) / 2
     return (center > direction.low[objects]) & (center < direction.high[objects])

@@ -45,7 +45,8 @@ class Grid:
         self.area = self.x.side * self.y.side
 
     def anchors(self, image: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """
+        """Computes the boxes of anchors by their indices.
+
         Args:
             image, index: (N,) image of an anchor and index in that image.
 
@@ -60,7 +61,7 @@ class Grid:
         return np.stack([x1, y1, x2, y2], axis=1), level
 
     def best_of_nearest(self):
-        """(G,) float32: IoU of each object with the best of the anchors nearest to its centre."""
+        """(G,) float32: IoU of each object with the best of the anchors nearest to its center."""
         (width, common_width), (height, common_height) = self.x.nearest(), self.y.nearest()
         return iou(common_width * common_height, self.area, width * height).max(axis=0)
 
@@ -82,7 +83,8 @@ class Direction:
         self.last = grid.images.shapes[:, :, 1 - axis].T - 1  # (L, B)
 
     def anchors(self, index: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """
+        """Computes the sides of anchors in this direction.
+
         Args:
             index: columns or rows.
             cell: index among the Q cell anchors.
@@ -96,7 +98,8 @@ class Direction:
     def overlap(
         self, index: np.ndarray, cell: np.ndarray, objects: np.ndarray = slice(None)
     ) -> tuple[np.ndarray, np.ndarray]:
-        """
+        """Computes what anchors and objects have in common in this direction.
+
         Args:
             index, cell: as in :meth:`anchors`.
             objects: index among the G objects.
@@ -110,7 +113,7 @@ class Direction:
         return high - low, np.maximum(common, 0)
 
     def nearest(self):
-        """:meth:`overlap`, (Q, G), of the anchors nearest to each object's centre."""
+        """:meth:`overlap`, (Q, G), of the anchors nearest to each object's center."""
         cell = np.arange(len(self.cell_low))[:, None]
         center = (self.low + self.high) / 2 - (self.cell_low + self.cell_high)[cell] / 2
         index = np.rint(center / self.grid.stride[cell] - self.offset)

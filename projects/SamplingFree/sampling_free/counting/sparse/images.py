@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Images(NamedTuple):
-    """A batch of images, as far as the labelling of their anchors depends on them."""
+    """A batch of images, as far as the labeling of their anchors depends on them."""
 
     boxes: np.ndarray
     """(G, 4) float32, XYXY pixels: the objects of all images, one image after another."""
@@ -18,7 +18,7 @@ class Images(NamedTuple):
     """(B, L, 2) int64: height and width of the feature map of each level."""
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """The anchors of a batch that are not background, in no order."""
 
     image: np.ndarray

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .images import Labelled, part_of
+from .images import Labeled, part_of
 
 MOST_OBJECTS, MOST_ANCHORS = 1024, 2**22  # of a part of several images
 
@@ -17,8 +17,9 @@ class InParts:
 
     per_cell = 1
 
-    def __call__(self, images) -> Labelled:
-        """
+    def __call__(self, images) -> Labeled:
+        """Labels the anchors of images.
+
         Args:
             images (Images): any number, with objects of some width and height.
 
@@ -28,10 +29,11 @@ class InParts:
         return label_in_parts(self._label, images, self.per_cell)
 
 
-def label_in_parts(label: Callable, images, per_cell: int | np.ndarray) -> Labelled:
-    """
+def label_in_parts(label: Callable, images, per_cell: int | np.ndarray) -> Labeled:
+    """Labels many images part by part, to bound the memory.
+
     Args:
-        label: gives the Labelled of Images that have objects; gets an int32 table too,
+        label: gives the Labeled of Images that have objects; gets an int32 table too,
             with a place for each of their anchors, and whatever an earlier part left in it.
         images (Images): any number.
         per_cell: (L,) anchors at each place of a level.
@@ -43,7 +45,7 @@ def label_in_parts(label: Callable, images, per_cell: int | np.ndarray) -> Label
     anchors = np.concatenate([[0], sizes.sum(axis=1).cumsum()])
     # Made once, as fresh memory is slow; only what was written is read.
     table = np.empty(max(MOST_ANCHORS, np.diff(anchors).max(initial=0)), np.int32)
-    parts, begin = [Labelled(*np.empty((4, 0), np.int64))], 0
+    parts, begin = [Labeled(*np.empty((4, 0), np.int64))], 0
     while begin < len(images.shapes):
         limits = ((images.starts, MOST_OBJECTS), (anchors, MOST_ANCHORS))
         end = min(np.searchsorted(x, x[begin] + most, side="right") - 1 for x, most in limits)
@@ -52,9 +54,9 @@ def label_in_parts(label: Callable, images, per_cell: int | np.ndarray) -> Label
         if len(part.boxes) > 0:
             image, level, anchor, matched = label(part, table)
             matched = np.where(matched >= 0, matched + images.starts[begin], -1)
-            parts.append(Labelled(image + begin, level, anchor, matched))
+            parts.append(Labeled(image + begin, level, anchor, matched))
         begin = end
-    return Labelled(*map(np.concatenate, zip(*parts)))
+    return Labeled(*map(np.concatenate, zip(*parts)))
 
 
 def last_of_each_anchor(
@@ -64,8 +66,9 @@ def last_of_each_anchor(
     row: np.ndarray,
     column: np.ndarray,
     table: np.ndarray,
-) -> Labelled:
-    """
+) -> Labeled:
+    """Keeps one object for each anchor, the last that has it.
+
     Args:
         grid (Grid): with one cell anchor in each level.
         objects, level, row, column: (E,) foreground; several objects may have an
@@ -81,4 +84,4 @@ def last_of_each_anchor(
     place = grid.image_begins[image] + anchor
     table[place] = objects  # of several for one place numpy keeps the last
     kept = np.flatnonzero(table[place] == objects)
-    return Labelled(image[kept], level[kept], anchor[kept], objects[kept])
+    return Labeled(image[kept], level[kept], anchor[kept], objects[kept])

@@ -1,6 +1,6 @@
 """The points that FCOS labels as foreground, found without looking at all of them.
 
-A point has to lie in its object, near the object's centre, and on the level for the object's size:
+A point has to lie in its object, near the object's center, and on the level for the object's size:
 as points lie on a regular grid, that is a range of rows and one of columns. Only those are looked
 at, by Detectron2's own float32 operations, so that every label is that of its ``FCOS``.
 
@@ -27,7 +27,7 @@ class PointMatcher(InParts):
     Args:
         strides (tuple[int]): pixels, of each level.
         offset (float): of the first point, in strides.
-        radius (float): of the part of an object around its centre that has points, in strides;
+        radius (float): of the part of an object around its center that has points, in strides;
             ``inf`` for all of it.
     """
 
@@ -60,7 +60,7 @@ class PointMatcher(InParts):
         return order[row], level
 
     def _lines(self, direction, objects, level):
-        """The columns, or rows, that lie in their objects and near enough to the centre."""
+        """The columns, or rows, that lie in their objects and near enough to the center."""
         low, high = direction.low[objects], direction.high[objects]
         center = (low + high) / 2
         stride = direction.grid.stride[level]
@@ -102,4 +102,4 @@ class _Lines(NamedTuple):
     index: np.ndarray  # of the column or row
     size: np.ndarray  # of the anchor that stands for a point
     far: np.ndarray  # from the farther side of the object
-    away: np.ndarray  # from the centre of the object
+    away: np.ndarray  # from the center of the object

@@ -21,7 +21,8 @@ class Unknown(Exception):
 
 
 def sparse_matcher(assignment, mapper: DatasetMapper) -> IoUMatcher | PointMatcher | ATSSMatcher:
-    """
+    """Chooses the sparse matcher that stands for a detector's assignment.
+
     Args:
         assignment (Assignment): of :func:`assignment_of`.
         mapper: makes the objects that are matched.

@@ -27,13 +27,13 @@ class SyntheticConfig:
     """What a synthetic set looks like. Ranges are inclusive pairs (low, high).
 
     Attributes:
-        num_classes: 1 to 240 combinations of shape, colour and texture.
+        num_classes: 1 to 240 combinations of shape, color and texture.
         train_images, val_images: number of images of "train", and of "val" and "test" each.
         image_size: range of height and of width in pixels, at least 32.
         objects: range of the number of objects in an image that is not empty.
         tail: class k is drawn in proportion to (k + 1) ** -tail; 0 is uniform.
         min_size: smallest object, at least 8 px; the largest is half of the image's shorter side.
-        size_skew: sizes are log-uniform at 1; smaller values favour large objects, larger small.
+        size_skew: sizes are log-uniform at 1; smaller values favor large objects, larger small.
         empty: share of images without any annotation.
         crowd: probability of a crowd region in an image that is not empty.
         clutter: mean number of lines and blobs of no class.
@@ -212,11 +212,11 @@ def _add_crowd(scene, cumulative, config):
     heap, paint = np.zeros((side, side), dtype=bool), np.zeros((side, side, 3), dtype=np.int64)
     for _ in range(int(rng.integers(10, 17))):
         size = int(rng.integers(5, 8))
-        mask, colours = render(rng, k, size, outline(look(k).shape, size))
+        mask, colors = render(rng, k, size, outline(look(k).shape, size))
         y, x = (int(v) for v in rng.integers(0, side - size, 2))
         window = slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1])
         heap[window] |= mask
-        paint[window] = np.where(mask[:, :, None], colours, paint[window])
+        paint[window] = np.where(mask[:, :, None], colors, paint[window])
     corner = scene.place(heap, paint, config.contrast)
     if corner is None:
         return None

@@ -1,6 +1,6 @@
 """The canvas of a synthetic image: background, clutter of no class, and objects in front of it.
 
-Legend: H, W image height and width, (h, w) a window in it. Colours are RGB in [0, 255]; opacity
+Legend: H, W image height and width, (h, w) a window in it. Colors are RGB in [0, 255]; opacity
 and brightness are in 256ths, because integers give the same pixels on every machine.
 """
 
@@ -50,15 +50,15 @@ class Scene:
             radii = rng.uniform(0.4, 1.0, (14, 1)) * rng.uniform(3, min(height, width) / 6)
             polygon = at + radii * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         mask = polygon_mask(np.round(polygon, 2), height, width)
-        colour = rng.integers(30, 180) + rng.integers(-20, 21, 3)
-        self.pixels[mask] = (self.pixels[mask] + colour) // 2
+        color = rng.integers(30, 180) + rng.integers(-20, 21, 3)
+        self.pixels[mask] = (self.pixels[mask] + color) // 2
 
     def place(self, mask, paint, contrast):
         """Paint a thing at a random position where it hides no earlier one too much.
 
         Args:
             mask: (h, w) bool window, smaller than the image.
-            paint: (h, w, 3) its colours.
+            paint: (h, w, 3) its colors.
             contrast: opacity in (0, 1].
 
         Returns:

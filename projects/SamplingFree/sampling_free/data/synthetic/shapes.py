@@ -1,4 +1,4 @@
-"""The look of the synthetic classes: a class is a shape, a colour and a texture.
+"""The look of the synthetic classes: a class is a shape, a color and a texture.
 
 Only integer arithmetic and polygons rounded to 0.01 px are used, no fonts and no anti-aliasing,
 so that a picture does not depend on the drawing library or the processor.
@@ -58,19 +58,19 @@ class Look(NamedTuple):
     """What tells a class from the others; the fields are keys of the tables above."""
 
     shape: str
-    colour: str
+    color: str
     texture: str
 
     @property
     def name(self):
         """The class name, for example "red plain disc"."""
-        return f"{self.colour} {self.texture} {self.shape}"
+        return f"{self.color} {self.texture} {self.shape}"
 
 
 def look(k):
     """The look of class ``k``, in [0, MAX_CLASSES); no two classes share one.
 
-    Neighbours differ in all three properties, so few classes are easy to tell apart and many
+    Neighbors differ in all three properties, so few classes are easy to tell apart and many
     need their combination.
     """
     num_pairs = len(SHAPES) * len(COLOURS)
@@ -120,8 +120,8 @@ def shading(texture, size, height, width):
 
 
 def render(rng, k, size, polygon):
-    """An instance of class ``k``: (h, w) bool mask and (h, w, 3) int colours of its window."""
+    """An instance of class ``k``: (h, w) bool mask and (h, w, 3) int colors of its window."""
     width, height = (int(v) for v in np.ceil(polygon.max(axis=0)))
-    colour = np.array(COLOURS[look(k).colour]) + rng.integers(-18, 19, 3)
-    paint = colour * shading(look(k).texture, size, height, width) // 256
+    color = np.array(COLOURS[look(k).color]) + rng.integers(-18, 19, 3)
+    paint = color * shading(look(k).texture, size, height, width) // 256
     return polygon_mask(polygon, height, width), paint
