@@ -41,10 +41,10 @@ def main():
     cfg = with_present_device(config_of(args))
     path = args.output or os.path.join(cfg.train.output_dir, FILE_NAME)
     require_writable("--output", path)
-    model = instantiate(cfg.model).to(cfg.train.device)
-    estimate = measure_prior(cfg, model, args.num_workers)
+    assignment = assignment_of(instantiate(cfg.model).to(cfg.train.device))
+    estimate = measure_prior(cfg, assignment, args.num_workers)
     print(estimate.table())
-    key = assignment_of(model).prior_key
+    key = assignment.prior_key
     by_hand = f"{YAML_KEYS[key]} " if "cfg" in cfg else f"{key}="
     print(f"To set it by hand, in any trainer: {by_hand}{estimate.prior:.6g}")
     estimate.save(path)

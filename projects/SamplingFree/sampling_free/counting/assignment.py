@@ -21,17 +21,19 @@ from ..detectors.rpn import SamplingFreeRPN, one_class
 from ..utils.errors import BadInput
 
 
-def assignment_of(model: nn.Module) -> "Assignment":
+def assignment_of(model: "nn.Module | Assignment") -> "Assignment":
     """The assignment of a RetinaNet, an FCOS, an ATSS, a PAA, or the RPN of an R-CNN.
 
     PAA's depends on the network; ATSS' stands for it, see detectors/paa.py.
 
     Args:
-        model: the whole detector, with its backbone.
+        model: the whole detector, with its backbone; an assignment is returned as it is.
 
     Raises:
         BadInput: for another detector.
     """
+    if isinstance(model, Assignment):
+        return model
     rpn = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN):
         return _RPNAssignment(model, rpn)

@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..utils.errors import BadInput
-from .assignment import assignment_of
+from .assignment import Assignment, assignment_of
 from .counts import AnchorCounts, Tally
 from .feature_shapes import LevelShapes, padded_size
 from .mapped_views import mapped_views
@@ -37,7 +37,7 @@ NUM_PASSES = 3  # over the images, where augmentations are drawn
 
 
 def count_anchors(
-    model: nn.Module,
+    model: nn.Module | Assignment,
     dataset_dicts: list[dict],
     mapper: DatasetMapper,
     *,
@@ -49,7 +49,7 @@ def count_anchors(
     """Counts the labels that a detector gives to its anchors over a whole training set.
 
     Args:
-        model: stock or sampling-free, see :func:`assignment_of`.
+        model: stock or sampling-free, or its :func:`assignment_of`.
         dataset_dicts: in Detectron2's format, with "height" and "width".
         mapper: the training mapper; its augmentations and its own way to
             transform annotations are used.
@@ -70,7 +70,7 @@ def count_anchors(
     except Unknown as e:
         logger.info(f"Every anchor is compared with every object, which is slow: {e}.")
         return count_by_brute_force(
-            model, dataset_dicts, mapper, num_passes=num_passes, seed=seed, progress=progress
+            assignment, dataset_dicts, mapper, num_passes=num_passes, seed=seed, progress=progress
         )
     num_passes = _num_passes(mapper, num_passes, seed)
     tally = tally_sparsely(

@@ -15,13 +15,12 @@ from omegaconf import DictConfig, ListConfig
 from tabulate import tabulate
 from torch import nn
 
-from ..data.datasets import dataset_names, load_dataset
+from ..data.prepare import prepare_data, train_loader
 from ..method.prior import class_priors, optimal_prior, prior_to_bias, start_loss
 from ..utils.errors import BadInput
 from ..utils.files import write_json
-from ..utils.lazy import instantiate_with
 from ..utils.models import with_present_device
-from .assignment import assignment_of
+from .assignment import Assignment, assignment_of
 from .count import NUM_PASSES, boxes_only, count_anchors
 from .measured_count import measure_counts, source_of
 from .views import sampled_names
@@ -167,13 +166,13 @@ class PriorEstimate:
 
 
 def measure_prior(
-    cfg: DictConfig, model: nn.Module | None = None, num_workers: int = 0
+    cfg: DictConfig, model: nn.Module | Assignment | None = None, num_workers: int = 0
 ) -> PriorEstimate:
     """Measures the optimal prior of a config, as the training would before its first iteration.
 
     Args:
         cfg: of :func:`sampling_free.load_config`.
-        model: of ``cfg``; None builds it.
+        model: of ``cfg``, or its assignment; None builds it.
         num_workers: processes that count; the numbers are the same.
 
     Returns:
@@ -182,17 +181,13 @@ def measure_prior(
     Raises:
         BadInput: as the training would.
     """
-    node = with_present_device(cfg).dataloader.train
+    cfg = with_present_device(cfg)
     if model is None:
         model = instantiate(cfg.model).to(cfg.train.device)
-    dicts, mapper = load_dataset(node.dataset, cfg.model), instantiate(node.mapper)
+    data = prepare_data(cfg)
+    loader = train_loader(cfg.dataloader.train, data.dicts, data.mapper)
     return estimate_prior(
-        model,
-        dicts,
-        mapper,
-        dataset_names(node.dataset),
-        loader=instantiate_with(node, dataset=dicts, mapper=mapper),
-        num_workers=num_workers,
+        model, data.dicts, data.mapper, data.names, loader=loader, num_workers=num_workers
     )
 
 
@@ -217,6 +212,7 @@ def estimate_prior(
     Raises:
         BadInput: if not one anchor is foreground.
     """
+    model = assignment_of(model)
     source = mapper if loader is None else source_of(loader, dataset_dicts)
     if isinstance(source, str):
         counts = measure_counts(model, loader, progress=progress)

@@ -24,7 +24,7 @@ from ..data.loader import ReadOrName, ReplayableLoader
 from ..utils.distributed import caught, raised
 from ..utils.errors import BadInput
 from ..utils.seeding import seeded
-from .assignment import assignment_of
+from .assignment import Assignment, assignment_of
 from .count import LabelTally
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _name(x):
 
 
 def measure_counts(
-    model: nn.Module,
+    model: nn.Module | Assignment,
     loader: Iterable,
     *,
     max_images: int = MOST_IMAGES,
@@ -129,7 +129,7 @@ def measure_counts(
     generators stay as they are.
 
     Args:
-        model: see :func:`assignment_of`; not wrapped.
+        model: not wrapped, or its :func:`assignment_of`.
         loader: gives lists of dicts with "image" (C, H, W) and "instances".
         max_images: of all processes, about; a batch is not cut.
         seed: of what is drawn from the global random generators.

@@ -10,6 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from omegaconf import DictConfig
 
 from ..checkpoint.checkpointer import CannotFetch, NamingCheckpointer
+from ..counting.assignment import assignment_of
 from ..counting.count import is_fast
 from ..counting.estimate import (
     PriorEstimate,
@@ -19,10 +20,10 @@ from ..counting.estimate import (
     estimate_prior,
 )
 from ..counting.measured_count import MOST_IMAGES, measure_counts, source_of
-from ..data.datasets import dataset_names, load_dataset, num_classes_of
+from ..data.datasets import num_classes_of
+from ..data.prepare import prepare_data, train_loader
 from ..detectors.bias import PER_CLASS, TO_BE_MEASURED, PriorBias
 from ..utils.errors import BadInput, require_number
-from ..utils.lazy import instantiate_with
 from ..utils.models import pixels
 from .gradients import measure
 from .report import Imbalance
@@ -51,17 +52,15 @@ def check_imbalance(
     if max_images is not None:
         require_number("--images", max_images, 1, float("inf"))
     train = cfg.dataloader.train
-    dicts = load_dataset(train.dataset, cfg.model)
-    names = dataset_names(train.dataset)
-    mapper = instantiate(train.mapper)
+    names, dicts, mapper = prepare_data(cfg)
     if train.get("total_batch_size", 0) > MOST_IN_BATCH:
         logger.info(f"The batch is cut to {MOST_IN_BATCH} of {train.total_batch_size} images.")
         train.total_batch_size = MOST_IN_BATCH
     model = instantiate(cfg.model).to(cfg.train.device).train()
-    loader = instantiate_with(train, dataset=dicts, mapper=mapper)
+    loader = train_loader(train, dicts, mapper)
     inputs = _first_batch(loader)
     weights = _load_weights(model, cfg.train, inputs)
-    estimate = _estimate(cfg, model, dicts, loader, names, max_images)
+    estimate = _estimate(cfg, assignment_of(model), dicts, loader, names, max_images)
     for head in model.modules():
         if isinstance(head, PriorBias):
             _set_prior(head, estimate, cfg.train.reset_prior)
@@ -140,17 +139,19 @@ def _stand_in(model, inputs):
             handle.remove()
 
 
-def _estimate(cfg, model, dicts, loader, names, max_images):
+def _estimate(cfg, assignment, dicts, loader, names, max_images):
     source = source_of(loader, dicts)
     if cfg.train.prior_file:
-        return PriorEstimate.load(cfg.train.prior_file, dependencies(model, dicts, source, names))
+        return PriorEstimate.load(
+            cfg.train.prior_file, dependencies(assignment, dicts, source, names)
+        )
     if isinstance(source, str):
-        counts = measure_counts(model, loader, max_images=max_images or MOST_IMAGES)
-        return estimate_from_counts(counts, model, dicts, source, names)
+        counts = measure_counts(assignment, loader, max_images=max_images or MOST_IMAGES)
+        return estimate_from_counts(counts, assignment, dicts, source, names)
     if max_images is None:
-        max_images = len(dicts) if is_fast(model, source) else MOST_COUNTED
+        max_images = len(dicts) if is_fast(assignment, source) else MOST_COUNTED
     chosen = np.linspace(0, len(dicts) - 1, min(max_images, len(dicts))).round().astype(int)
-    return estimate_prior(model, [dicts[i] for i in chosen], source, names)
+    return estimate_prior(assignment, [dicts[i] for i in chosen], source, names)
 
 
 def _set_prior(head, estimate, reset_prior):

@@ -16,6 +16,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..checkpoint.stored_prior import StoredPrior
+from ..counting.assignment import assignment_of
 from ..counting.count import count_anchors
 from ..counting.estimate import FILE_NAME, PriorEstimate, dependencies, estimate_from_counts
 from ..counting.measured_count import Uncountable, measure_counts, require_countable, source_of
@@ -135,7 +136,7 @@ class PriorInit(HookBase):
         estimate = None
         prior = head.prior
         if prior in TO_BE_MEASURED:
-            estimate = self._estimate(model)
+            estimate = self._estimate(assignment_of(model))
             logger.info("Prior of the training set:\n" + estimate.table())
             prior = estimate.prior
             head.class_priors = estimate.class_priors
@@ -208,24 +209,24 @@ class PriorInit(HookBase):
                 module.training = True
         return torch.cat([x.flatten() for x in logits]).double().sigmoid().mean().item()
 
-    def _estimate(self, model):
+    def _estimate(self, assignment):
         """The same on every process, or an error."""
         loader = loader_of(self.trainer)
         source = self._source(loader)
         if self.prior_file:
-            return agreed(lambda: self._read(model, source))
+            return agreed(lambda: self._read(assignment, source))
         rank, num_processes = comm.get_rank(), comm.get_world_size()
         if isinstance(source, str):
             logger.info(f"The prior is measured on batches of the training loader: {source}.")
-            counts = [measure_counts(model, loader, progress=rank == 0)]
+            counts = [measure_counts(assignment, loader, progress=rank == 0)]
         else:
             share = self.dataset_dicts[rank::num_processes]
             counts = comm.all_gather(
-                caught(lambda: count_anchors(model, share, source, progress=rank == 0))
+                caught(lambda: count_anchors(assignment, share, source, progress=rank == 0))
             )
             for part in counts:
                 raised(part)
-        return agreed(lambda: self._sum(model, counts, source))
+        return agreed(lambda: self._sum(assignment, counts, source))
 
     def _source(self, loader):
         """The mapper whose augmentations are counted, or why the loader is measured."""
@@ -248,16 +249,16 @@ class PriorInit(HookBase):
             )
         return self.mapper
 
-    def _read(self, model, source):
-        now = dependencies(model, self.dataset_dicts, source, self.names)
+    def _read(self, assignment, source):
+        now = dependencies(assignment, self.dataset_dicts, source, self.names)
         estimate = PriorEstimate.load(self.prior_file, now)
         logger.info(f"Prior read from {self.prior_file}.")
         return self._save(estimate)
 
-    def _sum(self, model, counts, source):
+    def _sum(self, assignment, counts, source):
         total = functools.reduce(operator.add, counts)
         return self._save(
-            estimate_from_counts(total, model, self.dataset_dicts, source, self.names)
+            estimate_from_counts(total, assignment, self.dataset_dicts, source, self.names)
         )
 
     def _save(self, estimate):

@@ -6,7 +6,6 @@ import weakref
 
 import torch
 from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.data import build_detection_train_loader
 from detectron2.engine import hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import (
@@ -25,22 +24,17 @@ from omegaconf import DictConfig
 from ..checkpoint.checkpointer import NamingCheckpointer, load_trained
 from ..data.datasets import (
     check_ground_truth,
-    check_image_files,
-    check_training_masks,
-    dataset_names,
     evaluators_of,
-    load_dataset,
     require_image_id,
     test_loader,
 )
-from ..data.loader import ReadOrName
+from ..data.prepare import prepare_data, train_loader
 from ..diagnosis.monitor import ImbalanceMonitor
 from ..evaluation import best_threshold
 from ..evaluation.evaluators import built_evaluators
 from ..evaluation.test_sets import by_task, each_test_set, metric_of
 from ..utils.errors import BadInput, require_writable_folder
 from ..utils.files import write_json
-from ..utils.lazy import instantiate_with, target_of
 from ..utils.models import with_present_device
 from .float32_losses import losses_in_float32
 from .hooks import (
@@ -83,18 +77,14 @@ class LazyTrainer(ResumableTrainer):
         # A mistake in what is evaluated is to be known before the training.
         sets = each_test_set(cfg).values() if cfg.dataloader.get("evaluator") else ()
         tests = [one.dataloader.test for one in sets]
-        train_dicts = load_dataset(cfg.dataloader.train.dataset, cfg.model, tests=tests)
+        data = prepare_data(cfg, tests)
+        self.mapper = data.mapper
         self.check_evaluation(cfg)
-        names = dataset_names(cfg.dataloader.train.dataset)
-        self.mapper = instantiate(cfg.dataloader.train.mapper)
-        check_training_masks(train_dicts, self.mapper, cfg.model, ", ".join(names))
-        unreadable = cfg.dataloader.train.get("unreadable", "stop")
-        check_image_files(train_dicts, self.mapper, ", ".join(names), unreadable)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         scale_learning_rates(cfg, optimizer)
-        loader = self.build_train_loader(cfg, train_dicts, self.mapper)
+        loader = self.build_train_loader(cfg, data.dicts, data.mapper)
         dtype = cfg.train.amp.dtype if cfg.train.amp.enabled else None
         if dtype and type(model) is FCOS:
             losses_in_float32(model)
@@ -110,9 +100,9 @@ class LazyTrainer(ResumableTrainer):
         self.start_iter = 0
         self.max_iter = cfg.train.max_iter
         self.prior_init = PriorInit(
-            train_dicts,
-            self.mapper,
-            names,
+            data.dicts,
+            data.mapper,
+            data.names,
             output_dir=cfg.train.output_dir,
             prior_file=cfg.train.prior_file,
             reset_prior=cfg.train.reset_prior,
@@ -145,10 +135,7 @@ class LazyTrainer(ResumableTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg, dataset, mapper):
-        node = cfg.dataloader.train
-        if target_of(node) is build_detection_train_loader:  # the one here does so by itself
-            mapper = ReadOrName(mapper)
-        return instantiate_with(node, dataset=dataset, mapper=mapper)
+        return train_loader(cfg.dataloader.train, dataset, mapper)
 
     @classmethod
     def build_evaluator(cls, cfg):
