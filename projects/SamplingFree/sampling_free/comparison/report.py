@@ -2,16 +2,16 @@
 
     write_report("output/compare/bccd.html", runs)
 
-`report_page` has the HTML, `report_sections` and `report_gradients` what is shown and said,
-`report_figures` the drawing, `report_curves` the numbers behind it.
+`report.html` is the page, `report_sections` says what is shown, `report_figures` draws it,
+`report_curves` has the numbers behind it.
 """
 
 import os
 
-from . import report_page as page
-from .report_gradients import gradients
-from .report_sections import losses, pictures, precision_recalls, score_histograms, scores
-from .report_variant import Variant
+from jinja2 import Environment, PackageLoader
+
+from ..utils.files import written_whole
+from .report_sections import Section, Variant, sections_of
 from .summary import GROUP, label, show, summarize
 from .table import summary_table
 
@@ -51,21 +51,16 @@ def write_report(path: str, runs: list[dict], folder: str | None = None):
     """
     runs = [run for run in runs if not run.get("choosing")]
     variants = _variants(runs)
-    names = ", ".join(v.name for v in variants) or "no run yet"
-    parts = [
-        page.paragraph(f"Compared: {names}."),
-        page.facts(_facts(runs)),
-        *_table(runs),
-    ]
-    if variants:
-        parts += scores(variants) + losses(variants) + gradients(variants)
-        parts += score_histograms(variants) + precision_recalls(variants)
-        parts += pictures(variants, folder)
+    templates = Environment(loader=PackageLoader(__package__, "."), autoescape=True)
+    page = templates.get_template("report.html").render(
+        title=_title(runs),
+        names=", ".join(v.name for v in variants) or "no run yet",
+        facts=_facts(runs),
+        sections=[_result(runs), *(sections_of(variants, folder) if variants else [])],
+    )
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(page.page(_title(runs), parts))
-    os.replace(temporary, path)
+    with written_whole(path) as f:
+        f.write(page)
 
 
 def _variants(runs):
@@ -106,31 +101,33 @@ def _text(value):
     return show(value)
 
 
-def _table(runs):
+def _result(runs):
     """The summary, and what to bear in mind with it."""
     rows = summarize(runs)
-    parts = [
-        page.heading("Result"),
-        page.paragraph(
-            "AP in percent: mean ± standard deviation (smallest to largest) over the seeds. The "
-            "difference to the first variant is taken seed by seed, with its 95 % interval by "
-            "Student's t: it says something only where the interval leaves out 0. Time is a ratio "
-            "to the first variant; memory is the most of a run."
-        ),
-    ]
+    text = (
+        "AP in percent: mean ± standard deviation (smallest to largest) over the seeds. The "
+        "difference to the first variant is taken seed by seed, with its 95 % interval by "
+        "Student's t: it says something only where the interval leaves out 0. Time is a ratio "
+        "to the first variant; memory is the most of a run."
+    )
     if not rows:
-        return [*parts, page.missing("everything, as no run is done")]
-    parts.append(page.table(*reversed(summary_table(rows))))
+        return Section("Result", text, missing=["everything, as no run is done"])
+    cautions = []
     if max(len(row["seeds"]) for row in rows) == 1:
-        parts.append(page.caution("One seed each: nothing follows from one seed."))
+        cautions.append("One seed each: nothing follows from one seed.")
     elif any(len(row["seeds"]) == 1 for row in rows):
-        parts.append(page.caution("Nothing follows for a variant with one seed."))
+        cautions.append("Nothing follows for a variant with one seed.")
     if any((run.get("jobs") or 1) > 1 for run in runs):
-        parts.append(
-            page.caution("Runs shared the machine with others: read seconds and memory with care.")
-        )
+        cautions.append("Runs shared the machine with others: read seconds and memory with care.")
     for run in runs:
         if run.get("failed"):
             why = run["failed"].removeprefix("error: ")
-            parts.append(page.caution(f"{label(run)}, seed {run['seed']}, diverged: {why}"))
-    return parts
+            cautions.append(f"{label(run)}, seed {run['seed']}, diverged: {why}")
+    head, cells = summary_table(rows)
+    cells = [[row[0], *map(_unbroken, row[1:])] for row in cells]
+    return Section("Result", text, table=[head, *cells], cautions=cautions)
+
+
+def _unbroken(text):
+    """Only what is in brackets has a line of its own."""
+    return text.replace(" (", "\n(").replace(" ", "\N{NO-BREAK SPACE}")
