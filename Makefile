@@ -68,16 +68,17 @@ bench: $(STAMP)  ## measure speed and memory, for docs/performance.md
 	done
 	$(BIN)/python dev/render_tables.py
 
-lint: $(STAMP)  ## check style and format
+lint: $(STAMP)  ## check style, format, docstrings and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP)  ## put style and format right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and what else is built
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache projects/SamplingFree/*.egg-info
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache projects/SamplingFree/*.egg-info
 
 $(STAMP): $(SOURCES) $(REMAKE)
 	$(if $(REMAKE),@$(CHECK_PYTHON))

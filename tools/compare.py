@@ -47,7 +47,7 @@ from sampling_free.comparison.plan import (
     with_seeds,
 )
 from sampling_free.comparison.precision_recalls import Detections
-from sampling_free.comparison.records import Records
+from sampling_free.comparison.records import Records, is_packed, pack
 from sampling_free.comparison.schedule import POLL, SideBySide
 from sampling_free.comparison.store import Output
 from sampling_free.comparison.subprocesses import Processes
@@ -91,6 +91,7 @@ def parse_args(words):
     )
     parser.add_argument("--best-only", action="store_true", help="run on with the best one alone")
     parser.add_argument("--output", metavar="JSON", help="the records and the summary; or FOLDER/")
+    parser.add_argument("--pack", action="store_true", help="pack FOLDER/ into one file")
     parser.add_argument("--folder", default="output/compare", help="of the runs")
     parser.add_argument("--report", metavar="HTML", help="a page with curves and pictures")
     parser.add_argument("--jobs", default=1, type=int, help="runs side by side")
@@ -114,6 +115,8 @@ def _check(args):
         raise BadInput("--vary and --rates: one at a time; each config's own rate is taken")
     if args.choose and not args.rates or args.rates and args.configs and not args.choose:
         raise BadInput("--rates and --choose go together: the splits on which a rate is chosen")
+    if args.pack and not _is_folder(args.output):
+        raise BadInput("--pack needs --output FOLDER/: the records to be packed")
     if args.best_only and not args.choose:
         raise BadInput("--best-only needs --choose: the splits on which the best one is found")
     for option in ("jobs", "threads"):
@@ -183,7 +186,8 @@ def compare(args, poll=POLL):
         runs = runs_of_variants(args.config_file, args.variants, args.opts)
     else:
         runs = runs_of_configs(args.configs, args.vary, args.opts)
-    output = Records(args.output) if _is_folder(args.output) else Output(args.output)
+    in_records = _is_folder(args.output) or is_packed(args.output or "")
+    output = Records(args.output) if in_records else Output(args.output)
     pictures = PICTURES if args.report or isinstance(output, Output) else 0
     choosing, rates, lost = [], [None], []
     if args.choose:
@@ -211,6 +215,8 @@ def compare(args, poll=POLL):
     if any(record.get("jobs", 1) > 1 for record in records):
         print("Runs shared the machine with others: read seconds and memory with care.")
     output.write(tried + records, rows)
+    if args.pack:
+        print(f"Packed into {pack(args.output)}")
     if args.report:
         from sampling_free.comparison.report import write_report
 

@@ -1,12 +1,14 @@
 """One JSON for each run in a folder: several comparisons share it, and it says what is done."""
 
+import gzip
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from helpers.comparisons import make_stage
-from sampling_free.comparison.records import Records, read_records
+from sampling_free.comparison.records import Records, pack, read_records
 from sampling_free.utils.errors import BadInput
 
 
@@ -81,3 +83,29 @@ def test_a_torn_record_is_written_again(stage):
     (stage.folder / "records" / name).write_text('{"tor')
     run(stage, "--variants", "sampling_free")
     assert json.loads((stage.folder / "records" / name).read_text())["bbox/AP"] == 40.0
+
+
+def test_a_packed_folder_is_read_and_found_as_the_folder_is(stage):
+    words = ["--variants", "sampling_free", "focal", "--seeds", "0", "1"]
+    run(stage, *words, "--pack")
+    packed = f"{stage.folder}/records.jsonl.gz"
+    assert read_records(packed) == read_records(f"{stage.folder}/records")
+    again = f"{stage.folder}/again.jsonl.gz"
+    Path(pack(f"{stage.folder}/records")).rename(again)
+    stage.calls()
+    # All is done: nothing is run, on another machine either.
+    words += ["--output", again, "--folder", f"{stage.folder}/elsewhere"]
+    assert stage.run(*words) == [] and stage.calls() == []
+    with pytest.raises(BadInput, match="takes no further runs"):
+        stage.run(*words, "--seeds", "0", "1", "2")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}"])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(f'{{"digest": "d"}}\n{line}\n'.encode()))
+    with pytest.raises(BadInput, match=r"x\.jsonl\.gz: line 2 is no record"):
+        read_records(str(path))
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(BadInput, match=r"x\.jsonl\.gz: cannot be read"):
+        read_records(str(path))

@@ -1,23 +1,26 @@
-"""One JSON for each run in one folder: what a comparison of hundreds of runs keeps."""
+"""One JSON for each run in one folder, or packed in one file: what hundreds of runs keep."""
 
+import gzip
+import json
 import os
 
 from ..utils.errors import BadInput
-from ..utils.files import write_json
+from ..utils.files import write_json, written_whole
 from .spec import is_record_of, respelt
 from .store import BULK, read_json
 
+PACKED = ".jsonl.gz"  # a line for each record
 DIGITS = 4  # significant ones, of the numbers of a course
 KEPT = ("course",)  # of what stays in the run's folder otherwise
 
 
 class Records:
-    """A folder in the place of the one file of :class:`~.store.Output`.
+    """A folder, or a file of :func:`pack`, in the place of the one of :class:`~.store.Output`.
 
     Several comparisons may write to it, also at once, and a later one takes from it what is done.
 
     Args:
-        folder (str): is made when the first record is written.
+        folder (str): is made when the first record is written; or a file of :func:`pack`.
     """
 
     def __init__(self, folder):
@@ -25,7 +28,11 @@ class Records:
 
     def find(self, planned):
         """The record of a run, or None."""
-        record = read_json(self._path(planned.run.folder(planned.identity["digest"])))
+        if is_packed(self.folder):
+            same = (r for r in read_records(self.folder) if is_record_of(r, planned.identity))
+            record = next(same, None)
+        else:
+            record = read_json(self._path(planned.run.folder(planned.identity["digest"])))
         if isinstance(record, dict) and is_record_of(record, planned.identity):
             return {**respelt(record, planned.identity), "folder": planned.folder}
         return None
@@ -40,6 +47,11 @@ class Records:
         Raises:
             BadInput: a file cannot be written, as on a full disk.
         """
+        if is_packed(self.folder):
+            known = {r["digest"] for r in read_records(self.folder)}
+            if any(record["digest"] not in known for record in records):
+                raise BadInput(f"{self.folder}: is packed and takes no further runs; give a folder")
+            return
         for record in records:
             kept = {k: v for k, v in record.items() if k not in BULK or k in KEPT}
             if kept.get("course"):
@@ -58,28 +70,62 @@ class Records:
         return os.path.join(self.folder, f"{name}.json")
 
 
-def read_records(folder: str) -> list[dict]:
-    """All records in a folder.
+def is_packed(path: str) -> bool:
+    """Says whether a path is that of a file of :func:`pack`."""
+    return path.rstrip("/").endswith(PACKED)
 
-    Args:
-        folder:
+
+def pack(folder: str) -> str:
+    """Packs a folder of records into one file beside it; the folder stays.
 
     Returns:
-        In the order of their file names.
+        The path of the file, which every reader of records takes too.
 
     Raises:
-        BadInput: a file is none, or the folder is absent.
+        BadInput: as :func:`read_records`.
     """
-    if not os.path.isdir(folder):
-        raise BadInput(f"{folder}: no such folder of records")
-    records = []
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(".json"):
-            record = read_json(os.path.join(folder, name))
-            if not isinstance(record, dict) or "digest" not in record:
-                raise BadInput(f"{os.path.join(folder, name)}: is no record of a run; remove it")
-            records.append(record)
-    return records
+    lines = "".join(f"{json.dumps(record)}\n" for record in read_records(folder))
+    path = folder.rstrip("/") + PACKED
+    with written_whole(path, "wb") as f:
+        f.write(gzip.compress(lines.encode(), mtime=0))  # the same bytes each time
+    return path
+
+
+def read_records(path: str) -> list[dict]:
+    """Reads all records in a folder or in a file of :func:`pack`.
+
+    Returns:
+        In the order of the folder's file names.
+
+    Raises:
+        BadInput: a file or a line is no record, or the folder is absent.
+    """
+    if is_packed(path):
+        return list(_unpacked(path.rstrip("/")))
+    if not os.path.isdir(path):
+        raise BadInput(f"{path}: no such folder of records")
+    files = [os.path.join(path, x) for x in sorted(os.listdir(path)) if x.endswith(".json")]
+    return [_require_record(read_json(file), f"{file}: is") for file in files]
+
+
+def _unpacked(path):
+    try:
+        with gzip.open(path, "rt") as f:
+            lines = f.read().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise BadInput(f"{path}: cannot be read ({e}); pack the folder of records anew") from e
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        yield _require_record(record, f"{path}: line {number} is")
+
+
+def _require_record(record, where):
+    if not isinstance(record, dict) or "digest" not in record:
+        raise BadInput(f"{where} no record of a run; remove it")
+    return record
 
 
 def _rounded(values):

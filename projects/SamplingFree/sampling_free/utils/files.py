@@ -40,15 +40,16 @@ def write_json(path: str, value: object, indent: int | None = 1, default: Callab
 
 
 @contextlib.contextmanager
-def written_whole(path: str):
-    """A text file to write into, which gets its name when it is whole; on an error it is removed.
+def written_whole(path: str, mode: str = "w"):
+    """A file to write into, which gets its name when it is whole; on an error it is removed.
 
     Args:
         path: what is there stays till then.
+        mode: "w" for text, "wb" for bytes.
     """
     unfinished = f"{path}.{os.getpid()}{UNFINISHED}"  # several processes may write it
     try:
-        with open(unfinished, "w") as f:
+        with open(unfinished, mode) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
