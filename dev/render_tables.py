@@ -25,12 +25,13 @@ from reliability_tables import RELIABILITY_TABLES
 
 DOCUMENTS = [
     "README.md",
-    "CONTRIBUTING.md",
     "MODEL_ZOO.md",
     "docs/guides.md",
     "docs/performance.md",
     "docs/reliability.md",
 ]
+# Written too, and not checked: the code's sizes change with every commit.
+SIZES = "CONTRIBUTING.md"
 MARKER = re.compile(r"(<!-- table (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 VARIANTS = {
     "_bce": "BCE, measured prior, not guided",
@@ -268,7 +269,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
     stale = []
-    for path in DOCUMENTS:
+    for path in DOCUMENTS if args.check else [*DOCUMENTS, SIZES]:
         with open(path) as f:
             text = f.read()
         new = render(text)

@@ -408,7 +408,7 @@ def test_an_unknown_guide_is_refused(guide):
         tiny_fcos(prior=0.01, guide=guide)
 
 
-@pytest.mark.parametrize("box_weight", ["centerness", None, 1])
+@pytest.mark.parametrize("box_weight", ["centreness", None, 1])
 def test_an_unknown_box_weight_is_refused_with_those_known(box_weight):
     with pytest.raises(BadInput, match="model.box_weight=.*uniform.*centerness"):
         tiny_fcos(prior=0.01, box_weight=box_weight)
