@@ -23,13 +23,13 @@ from helpers.small_zoo import (
     RETINANET,
     ROOT,
     YAML,
-    _loaded,
     check_guides,
     check_step,
     classes_of,
     differing,
     inputs_of,
     leaves,
+    loaded,
     small,
     stock,
     training_step,
@@ -72,7 +72,7 @@ def test_only_what_is_printed_changes_in_a_lazy_config(name, capsys):
 def test_only_what_is_printed_changes_in_a_yaml_config(name, capsys):
     cfg = stock(name)
     result, changes = converted(cfg, capsys)
-    assert cfg == _loaded(name)
+    assert cfg == loaded(name)
     added = get_cfg()
     add_sampling_free_config(added)
     keys = differing(cfg, result)

@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from helpers.assignments import DETECTORS, NUMS, SIZES, _grid, _rpn_labels
+from helpers.assignments import DETECTORS, NUMS, SIZES, grid, rpn_labels
 from helpers.tiny import mapper_of, random_boxes, write_dicts
 from helpers.tiny_detectors import PIXELS, TinyC4, stock_fcos, tiny_fcos, tiny_rcnn
 from sampling_free.counting.assignment import assignment_of
@@ -29,7 +29,7 @@ def _fcos_labels(boxes, classes, size, *, radius, num_classes):
         low = 0 if level == 0 else 4 * stride
         high = math.inf if level == 4 else 8 * stride
         labels = []
-        for x, y in _grid(size, stride, 32):
+        for x, y in grid(size, stride, 32):
             claims = []
             for (x0, y0, x1, y1), c in zip(boxes.tolist(), classes):
                 inside = x0 < x < x1 and y0 < y < y1
@@ -127,7 +127,7 @@ class TestFCOSCounts:
 
 class TestRPNCounts:
     def _label(self, strides=(8, 16, 32), divisibility=32, **kwargs):
-        return lambda boxes, classes, size: _rpn_labels(
+        return lambda boxes, classes, size: rpn_labels(
             boxes, size, strides=strides, divisibility=divisibility, **kwargs
         )
 

@@ -8,7 +8,7 @@ import pytest
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 
-from helpers.assignments import DETECTORS, NUMS, SIZES, _grid, _rpn_labels
+from helpers.assignments import DETECTORS, NUMS, SIZES, grid, rpn_labels
 from helpers.tiny import mapper_of, write_dicts
 from helpers.tiny_detectors import stock_fcos, tiny_fcos, tiny_rcnn
 from sampling_free.counting.count import count_anchors
@@ -102,7 +102,7 @@ def test_the_prior_of_an_rpn_is_that_of_one_class_called_object(tmp_path, kind):
         [
             level
             for record in dicts
-            for level in _rpn_labels(
+            for level in rpn_labels(
                 np.array(
                     [
                         (x, y, x + w, y + h)
@@ -123,7 +123,7 @@ def test_the_prior_of_fcos_is_that_of_all_points_and_classes(tmp_path):
     estimate = estimate_prior(tiny_fcos(), dicts, mapper_of(), progress=False)
     assert estimate.num_classes == 3 and len(estimate.per_class) == 3
     points = sum(
-        len(_grid((image["height"], image["width"]), s, 32))
+        len(grid((image["height"], image["width"]), s, 32))
         for image in dicts
         for s in (8, 16, 32, 64, 128)
     )
@@ -137,7 +137,7 @@ def _fcos_claimed(boxes, size, radius=1.5):
     for level, stride in enumerate((8, 16, 32, 64, 128)):
         low = 0 if level == 0 else 4 * stride
         high = math.inf if level == 4 else 8 * stride
-        for x, y in _grid(size, stride, 32):
+        for x, y in grid(size, stride, 32):
             claims = []
             for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
                 inside = x0 < x < x1 and y0 < y < y1

@@ -1,34 +1,22 @@
+"""None"""
+
 import math
 
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torch import nn
 from torch.nn import functional as F
 
-from helpers.tiny import WIDTH, batch, train_step
+from helpers.fcos_cases import lively
+from helpers.tiny import batch, train_step
 from helpers.tiny_detectors import stock_fcos, tiny_fcos
 from helpers.tiny_points import logits_of
-from sampling_free import SamplingFreeFCOS
-from sampling_free.utils.errors import BadInput
 
 WEIGHTS = ["uniform", "centerness"]
+
+
 KEYS = ["loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"]
-
-
-def _lively(model, seed=5):
-    """The model with head weights that are not all near zero, so that predictions differ."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer, scale in [("cls_score", 0.3), ("bbox_pred", 0.1), ("ctrness", 0.3)]:
-            weight = getattr(model.head, layer).weight
-            weight.add_(scale * torch.randn(weight.shape, generator=generator))
-        model.head.bbox_pred.bias.fill_(1.2)
-    return model
-
-
-# --- losses of hand-made labels -------------------------------------------------------------------
 
 
 def _hand_made(num_classes, seed=0, dtype=torch.float32, scale=1):
@@ -202,9 +190,6 @@ def test_half_precision_of_large_boxes_is_finite_and_exact(box_weight):
         assert x.grad.dtype == torch.float16 and x.grad.isfinite().all() and x.grad.any()
 
 
-# --- losses of the whole model --------------------------------------------------------------------
-
-
 def _flat(output):
     """(N, H * W, channels) from a level's (N, channels, H, W), row after row."""
     rows = [output[:, :, y, x] for y in range(output.shape[2]) for x in range(output.shape[3])]
@@ -258,7 +243,7 @@ def test_losses_are_those_computed_from_the_heads_raw_outputs(
     name, num_classes, box_weight, radius
 ):
     settings = dict(num_classes=num_classes, box_weight=box_weight, center_sampling_radius=radius)
-    model = _lively(tiny_fcos(prior=1e-3, **settings))
+    model = lively(tiny_fcos(prior=1e-3, **settings))
     inputs = INPUTS[name](num_classes)
     cls, box, ctr = _from_raw_outputs(model, inputs, box_weight)
     losses, latest, gradients = train_step(model, inputs)
@@ -283,7 +268,7 @@ def test_without_a_radius_more_points_are_foreground():
 def test_with_focal_loss_reduced_to_bce_stock_fcos_has_the_same_losses_and_gradients(name):
     # alpha -1 and gamma 0 turn Detectron2's focal loss into BCE; its normalizer is a running mean.
     inputs = INPUTS[name](3)
-    model = _lively(tiny_fcos(prior=0.01, guide=1.0))
+    model = lively(tiny_fcos(prior=0.01, guide=1.0))
     stock = stock_fcos(focal_loss_alpha=-1, focal_loss_gamma=0.0, seed=4)
     stock.load_state_dict(model.state_dict())
     ours, latest, our_gradients = train_step(model, inputs)
@@ -321,9 +306,9 @@ def test_objects_without_a_point_give_zeros_for_every_parameter(box_weight):
 
 def test_bfloat16_autocast_gives_nearly_the_same_losses():
     inputs = batch(3, 5)
-    full, full_latest, full_gradients = train_step(_lively(tiny_fcos(prior=1e-4)), inputs)
+    full, full_latest, full_gradients = train_step(lively(tiny_fcos(prior=1e-4)), inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half, half_latest, half_gradients = train_step(_lively(tiny_fcos(prior=1e-4)), inputs)
+        half, half_latest, half_gradients = train_step(lively(tiny_fcos(prior=1e-4)), inputs)
     for key in KEYS:
         assert half[key].dtype == torch.float32
         assert half[key].item() == pytest.approx(full[key].item(), rel=0.02)
@@ -332,102 +317,3 @@ def test_bfloat16_autocast_gives_nearly_the_same_losses():
     for name, gradient in full_gradients.items():
         difference = (half_gradients[name] - gradient).norm() / gradient.norm()
         assert difference < 0.2, name
-
-
-# --- what is stock's ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("radius", [1.5, math.inf])
-def test_labels_and_boxes_are_those_of_stock(radius):
-    inputs = batch(4, 0, 6, size=(96, 128))
-    ours = tiny_fcos(center_sampling_radius=radius)
-    stock = stock_fcos(center_sampling_radius=radius)
-    with torch.no_grad():
-        features = ours.backbone(ours.preprocess_image(inputs).tensor)
-    features = [features[f] for f in ours.head_in_features]
-    results = [
-        m.label_anchors(m.anchor_generator(features), [i["instances"] for i in inputs])
-        for m in (ours, stock)
-    ]
-    assert (torch.stack(results[1][0]) < 3).sum() > 10
-    for a, b in zip(results[0][0], results[1][0]):
-        assert torch.equal(a, b)
-    for a, b in zip(results[0][1], results[1][1]):
-        assert torch.equal(getattr(a, "tensor", a), getattr(b, "tensor", b))
-
-
-@pytest.mark.parametrize("num_classes", [1, 3])
-def test_detections_are_bit_equal_to_stock(num_classes):
-    settings = {"test_score_thresh": 0.05, "test_nms_thresh": 0.5, "num_classes": num_classes}
-    ours, stock = tiny_fcos(seed=1, **settings), stock_fcos(seed=2, **settings)
-    stock.load_state_dict(_lively(ours).state_dict())
-    inputs = batch(2, 1, 0)
-    inputs[1].update(height=50, width=200)
-    with torch.no_grad():
-        for a, b in zip(ours.eval()(inputs), stock.eval()(inputs)):
-            a, b = a["instances"], b["instances"]
-            assert a.image_size == b.image_size and len(a) == len(b) > 5
-            assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
-            assert torch.equal(a.scores, b.scores)
-            assert torch.equal(a.pred_classes, b.pred_classes)
-
-
-@pytest.mark.parametrize("norm", ["", "FrozenBN"])
-def test_state_dicts_go_both_ways(norm):
-    ours, stock = tiny_fcos(prior=0.01, seed=1, norm=norm), stock_fcos(seed=2, norm=norm)
-    assert list(ours.state_dict()) == list(stock.state_dict())
-    assert any("cls_subnet.1" in k for k in ours.state_dict()) == bool(norm)
-    stock.load_state_dict(ours.state_dict(), strict=True)
-    assert torch.equal(stock.head.cls_score.bias, ours.head.cls_score.bias)
-    other = stock_fcos(seed=3, norm=norm)
-    assert not ours.head_was_loaded
-    ours.load_state_dict(other.state_dict(), strict=True)
-    assert ours.head_was_loaded
-    for key, value in other.state_dict().items():
-        assert torch.equal(ours.state_dict()[key], value)
-
-
-# --- settings -------------------------------------------------------------------------------------
-
-
-def test_a_given_prior_is_the_start_score():
-    model = tiny_fcos(prior="1e-5")
-    assert model.head.cls_score.bias.sigmoid().tolist() == pytest.approx([1e-5] * 3, rel=1e-5)
-    assert model.prior == 1e-5
-
-
-@pytest.mark.parametrize("prior", ["automatic", 0, 1.0, None])
-def test_an_impossible_prior_is_refused(prior):
-    with pytest.raises(BadInput, match="model.prior=.*'auto'"):
-        tiny_fcos(prior=prior)
-
-
-@pytest.mark.parametrize("guide", ["epoch", -1, math.nan, None])
-def test_an_unknown_guide_is_refused(guide):
-    with pytest.raises(BadInput, match="model.guide=.*'iteration'"):
-        tiny_fcos(prior=0.01, guide=guide)
-
-
-@pytest.mark.parametrize("box_weight", ["centreness", None, 1])
-def test_an_unknown_box_weight_is_refused_with_those_known(box_weight):
-    with pytest.raises(BadInput, match="model.box_weight=.*uniform.*centerness"):
-        tiny_fcos(prior=0.01, box_weight=box_weight)
-
-
-def test_auto_refuses_to_train_and_still_detects():
-    model = tiny_fcos(test_score_thresh=0.05)
-    with pytest.raises(BadInput, match="model.prior is still 'auto'"):
-        train_step(model, batch(1))
-    with torch.no_grad():
-        assert len(model.eval()(batch(1))[0]["instances"]) > 0
-
-
-@pytest.mark.parametrize("prior", ["auto", 0.01])
-def test_a_head_without_bias_is_refused_by_its_layer(prior):
-    class WithoutBias(SamplingFreeFCOS):
-        def __init__(self, *, head, **kwargs):
-            head.cls_score = nn.Conv2d(WIDTH, 3, 3, padding=1, bias=False)
-            super().__init__(head=head, **kwargs)
-
-    with pytest.raises(BadInput, match="FCOSHead has no parameter cls_score.bias"):
-        tiny_fcos(WithoutBias, prior=prior)

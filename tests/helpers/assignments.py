@@ -24,7 +24,7 @@ DETECTORS = {
 }
 
 
-def _grid(size, stride, divisibility):
+def grid(size, stride, divisibility):
     """Centers (P, 2) of the cells of a level for an image of (height, width), padded by itself."""
     height, width = (-(-n // divisibility) * divisibility for n in size)
     rows, columns = -(-height // stride), -(-width // stride)
@@ -42,12 +42,12 @@ def _anchors(size, strides, divisibility):
                 shapes.append((width, ratio * width))
         half = np.array(shapes) / 2
         cells = np.hstack([-half, half]).astype(np.float32)
-        places = np.tile(_grid(size, stride, divisibility), 2).astype(np.float32)
+        places = np.tile(grid(size, stride, divisibility), 2).astype(np.float32)
         levels.append((places[:, None] + cells[None]).reshape(-1, 4))
     return levels
 
 
-def _rpn_labels(
+def rpn_labels(
     boxes, size, *, strides, divisibility, low=0.3, high=0.7, low_quality=True, border=-1
 ):
     """Labels of the anchors of each level: 0 an object, 1 background, -1 ignored.

@@ -62,7 +62,7 @@ def found(pattern):
 
 
 @functools.lru_cache(None)
-def _loaded(name):
+def loaded(name):
     if name.endswith(".yaml"):
         return model_zoo.get_config(name)
     return LazyConfig.load(str(ROOT / name))
@@ -70,10 +70,10 @@ def _loaded(name):
 
 def stock(name):
     """A copy of a config of Detectron2."""
-    return copy.deepcopy(_loaded(name))
+    return copy.deepcopy(loaded(name))
 
 
-LAZY = [n for n in found("**/*.py") if n not in NOT_CONVERTIBLE and "model" in _loaded(n)]
+LAZY = [n for n in found("**/*.py") if n not in NOT_CONVERTIBLE and "model" in loaded(n)]
 CASCADE_YAML = [n for n in found("Misc/*.yaml") if "cascade" in n]
 YAML = found("COCO-Detection/*.yaml") + CASCADE_YAML
 MASK_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"

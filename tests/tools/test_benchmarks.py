@@ -13,22 +13,20 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-import bench_counting
 import bench_iteration
 import bench_loss
 import bench_roi
 import bench_rpn
-import bench_targets
-import made_up
-import render_tables
 import rivals
 import rows
 import timing
-from bench_tables import BENCH_TABLES, SHAPE, TARGET
+from helpers.benchmarks_cases import NUMBERS, check
 from helpers.tiny import anchor_order
 from helpers.tiny_run import call_main
 
 K, A = 4, 2
+
+
 SIZES = [(3, 5), (2, 2)]
 
 
@@ -194,15 +192,6 @@ def test_a_file_that_cannot_be_written_is_known_before_the_work(monkeypatch, cap
     assert code == 2 and "--output" in err and "is a folder" in err
 
 
-NUMBERS = ("ms", "ms_10", "ms_90", "ratio")
-
-
-def check(found, columns=NUMBERS):
-    assert len(found) >= 2
-    for row in found:
-        assert all(math.isfinite(row[c]) and row[c] > 0 for c in columns), row
-
-
 def one_round(functions, seconds, **settings):
     return timing.in_turn(functions, 0, least=1, most=1, warm_up=0)
 
@@ -314,96 +303,3 @@ def test_proposals_are_apart_inside_the_image_and_some_of_them_foreground():
     assert overlaps.max() <= 0.7
     foreground = (pairwise_iou(boxes, objects) >= 0.5).any(dim=1)
     assert 5 <= foreground.sum() <= 60
-
-
-def test_counting_is_measured_and_right():
-    case = {"detector": "FCOS", "views": 1, "images": 5}
-    found = bench_counting.measure(case, "cpu", 0)
-    assert [r["method"] for r in found] == ["near an object", "every anchor"]
-    assert found[0]["same"] and found[0]["foreground"] == pytest.approx(found[1]["foreground"])
-    check(found, ("seconds", "ms_per_image", "ratio", "foreground"))
-    assert [len(bench_counting.cases(x, False)) for x in ("cpu", "cuda")] == [5, 0]
-
-
-def test_the_made_up_set_has_the_size_asked_for_and_boxes_inside_its_images():
-    coco = made_up.made_up_coco(500, 3667)
-    assert len(coco["images"]) == 500 and len(coco["annotations"]) == 3667
-    sizes = {x["id"]: (x["width"], x["height"]) for x in coco["images"]}
-    areas = []
-    for x in coco["annotations"]:
-        left, top, width, height = x["bbox"]
-        limits = sizes[x["image_id"]]
-        assert min(left, top) >= 0 and min(width, height) >= 2
-        assert left + width <= limits[0] + 0.02 and top + height <= limits[1] + 0.02
-        areas.append(x["area"])
-    assert 40**2 < sorted(areas)[len(areas) // 2] < 65**2  # COCO: about 55
-    assert made_up.made_up_coco(500, 3667) == coco
-
-
-def test_masks_are_the_boxes():
-    batch = made_up.made_up_batch(1, (64, 96), 3)
-    made_up.fill_boxes_with_masks(batch)
-    (record,) = batch
-    boxes = record["instances"].gt_masks.get_bounding_boxes().tensor
-    torch.testing.assert_close(boxes, record["instances"].gt_boxes.tensor)
-
-
-def as_text(rows_of_case):
-    return [{k: "" if v is None else str(v) for k, v in r.items()} for r in rows_of_case]
-
-
-def test_tables_show_the_rows_of_every_device_and_empty_cells_where_there_was_none():
-    shape = dict(zip(SHAPE, TARGET))
-    cpu = {"device": "cpu", "heap": "kept", **shape, "reason": ""}
-    time = {"ms_10": "19", "ms_90": "23", "ratio": "1", "floors": "2.5"}
-    ours = {**cpu, "loss": "fused", "ms": "20.123", **time, "peak": "1.002"}
-    focal = {**cpu, "loss": "focal", "ms": "2414.3", **time, "ratio": "12.06"}
-    none = {"device": "cuda", "heap": "", **shape, "reason": "no GPU"}
-    table = render_tables.TABLES["loss_time"]([ours, focal, none]).splitlines()
-    assert "| ours " in table[2] and "20.1 (19 to 23)" in table[2]
-    assert "| 2414 (19 to 23)" in table[3] and "| 12.1 " in table[3] and "no GPU" in table[3]
-    shapes = render_tables.TABLES["loss_shapes"]([ours, focal, none]).splitlines()
-    assert "12.1" in shapes[2] and "CPU, heap kept" in shapes[2]
-    assert "GPU" in shapes[3] and "no GPU" in shapes[3] and "nan" not in shapes[3]
-    assert "1 " in render_tables.TABLES["loss_memory"]([ours, focal, none]).splitlines()[2]
-
-
-def test_the_table_of_the_loss_is_of_a_shape_that_is_measured():
-    wanted = dict(zip(SHAPE, TARGET))
-    for device in ("cpu", "cuda"):
-        found = [as_text([x])[0] for x in bench_loss.cases(device, False)]
-        assert any(wanted.items() <= x.items() for x in found)
-    assert BENCH_TABLES.keys() <= render_tables.TABLES.keys()
-
-
-def test_a_target_is_held_against_the_worst_of_its_rows():
-    loss = {**dict(zip(SHAPE, TARGET)), "device": "cpu", "heap": "kept", "loss": "focal"}
-    ours = {**loss, "loss": "fused", "peak": "1.01"}
-    text = bench_targets.targets(
-        [{**loss, "ratio": "20.4"}, ours, {**ours, "heap": "default", "peak": "1.2"}]
-    )
-    cells = [[x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
-    found = {what: (target, measured, reached) for what, target, measured, reached in cells}
-    assert len(found) == len(bench_targets.TARGETS)
-    assert found["loss, CPU, heap kept: focal loss over ours"] == (">= 10", "20.4", "yes")
-    assert found["loss: peak memory over the logits'"] == ("<= 1.15", "1.2", "no")
-    assert found["loss, GPU: ours over the floor"] == ("<= 1.5", "", "not measured")
-
-
-@pytest.mark.parametrize("target", bench_targets.TARGETS, ids=lambda t: t.text)
-def test_every_target_is_of_a_row_that_a_benchmark_writes(target):
-    """Of a case by its values, of a row by its columns; what is compared is the benchmark's."""
-    benchmarks = (bench_loss, bench_rpn, bench_roi, bench_iteration, bench_counting)
-    device = target.rows.get("device", "cpu")
-    known = {"device": {device}, "heap": {"kept", "default"}}
-    named = {
-        "loss": set(rivals.LOSSES),
-        "method": {"near an object", "every anchor"},
-        "variant": {*bench_rpn.CONFIGS, *bench_roi.VARIANTS, "baseline", "sampling-free"},
-    }
-    for module in benchmarks:
-        for case in as_text(module.cases(device, False)):
-            values = {**known, **named, **{k: {v} for k, v in case.items()}}
-            if all(v in (values.get(k) or ()) for k, v in target.rows.items()):
-                return
-    pytest.fail(f"no benchmark has {target.rows}")

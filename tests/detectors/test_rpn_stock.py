@@ -1,0 +1,237 @@
+"""The RPN: what is Detectron2's, hard batches and settings."""
+
+import copy
+import math
+
+import pytest
+import torch
+from detectron2.modeling.matcher import Matcher
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from helpers.rpn_cases import INPUTS, KEYS, Case, by_hand, losses_of, predictions_of
+from helpers.tiny import WIDTH, batch
+from helpers.tiny_detectors import tiny_rcnn
+from sampling_free.utils.errors import BadInput
+
+EVERYTHING = 10**6  # anchors sampled by stock of each image: all of them
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0])
+@pytest.mark.parametrize("name", INPUTS)
+def test_labels_and_boxes_are_those_of_stock_where_its_sample_holds_everything(name, threshold):
+    inputs = INPUTS[name]()
+    ours = Case(inputs, anchor_boundary_thresh=threshold)
+    stock = Case(
+        inputs, stock=True, batch_size_per_image=EVERYTHING, anchor_boundary_thresh=threshold
+    )
+    results = [c.rpn.label_and_sample_anchors(c.anchors(), c.instances) for c in (ours, stock)]
+    for a, b in zip(*(labels for labels, _ in results)):
+        assert torch.equal(a, b)
+    for a, b in zip(*(boxes for _, boxes in results)):
+        assert torch.equal(a, b)
+    assert torch.equal(torch.stack(results[0][0]), ours.labels()[0])
+
+
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_without_guide_stock_has_the_same_losses_and_gradients_by_another_divisor(name, box_loss):
+    inputs = INPUTS[name]()
+    weight = {"loss_rpn_cls": 0.5, "loss_rpn_loc": 2.0}
+    settings = dict(box_reg_loss_type=box_loss, loss_weight=weight)
+    ours = Case(inputs, guide=1.0, **settings)
+    stock = Case(inputs, stock=True, batch_size_per_image=EVERYTHING, seed=9, **settings)
+    stock.rpn.load_state_dict(ours.rpn.state_dict())
+    our_losses, latest, our_gradients, _ = ours.train_step()
+    their_losses, their_latest, their_gradients, _ = stock.train_step()
+    for key in ("rpn/num_pos_anchors", "rpn/num_neg_anchors"):
+        assert latest[key] == their_latest[key] > 0
+    factor = EVERYTHING / latest["rpn/num_pos_anchors"]
+    for key in KEYS:
+        torch.testing.assert_close(
+            our_losses[key], their_losses[key] * factor, rtol=1e-4, atol=1e-7
+        )
+    for key, gradient in our_gradients.items():
+        torch.testing.assert_close(gradient, their_gradients[key] * factor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_proposals_are_bit_equal_to_stock(training):
+    inputs = batch(4, 0, 2)
+    ours, stock = Case(inputs), Case(inputs, stock=True, seed=9)
+    stock.rpn.load_state_dict(ours.rpn.state_dict())
+    results = []
+    for case in (ours, stock):
+        case.rpn.train(training)
+        with EventStorage(), torch.no_grad():
+            proposals, losses = case.rpn(case.images, case.features, case.instances)
+        assert bool(losses) == training
+        results.append(proposals)
+    for a, b in zip(*results):
+        assert len(a) == len(b) > 10 and a.image_size == b.image_size
+        assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+        assert torch.equal(a.objectness_logits, b.objectness_logits)
+
+
+@pytest.mark.parametrize("kind", ["faster", "c4"])
+def test_state_dicts_go_both_ways(kind):
+    ours, stock = Case(kind=kind, seed=1).rpn, Case(kind=kind, stock=True, seed=2).rpn
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    stock.load_state_dict(ours.state_dict(), strict=True)
+    bias = stock.rpn_head.objectness_logits.bias
+    assert bias.sigmoid().tolist() == pytest.approx([0.01] * len(bias), rel=1e-5)
+    other = Case(kind=kind, stock=True, seed=3).rpn
+    assert not ours.head_was_loaded
+    ours.load_state_dict(other.state_dict(), strict=True)
+    assert ours.head_was_loaded
+    for key, value in other.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("guide", ["iteration", 1.0])
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+@pytest.mark.parametrize(
+    ("nums", "matcher"),
+    [
+        ((0, 0), Matcher([0.3, 0.7], [0, -1, 1], True)),
+        ((3, 2), Matcher([0.998, 0.999], [0, -1, 1], False)),
+        ((3, 2), Matcher([0.3, 0.7], [-1, -1, -1], False)),
+    ],
+    ids=["no object", "no match", "all ignored"],
+)
+def test_without_foreground_every_parameter_gets_a_zero(nums, matcher, box_loss, guide):
+    case = Case(batch(*nums), anchor_matcher=matcher, box_reg_loss_type=box_loss, guide=guide)
+    losses, latest, gradients, proposals = case.train_step()
+    assert [losses[k].item() for k in KEYS] == [0, 0]
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.abs().max() == 0, name
+    assert latest["guide/rpn/empty_batches"] == 1 and latest["rpn/num_pos_anchors"] == 0
+    assert all(len(p) > 0 for p in proposals)
+
+
+@pytest.mark.parametrize("prior", [1e-7, 1e-5, 0.3])
+def test_with_zero_weights_the_unscaled_loss_is_that_of_one_score_everywhere(prior):
+    case = Case(prior=prior)
+    nn.init.zeros_(case.rpn.rpn_head.objectness_logits.weight)
+    bias = case.rpn.rpn_head.objectness_logits.bias.double()
+    assert bias.sigmoid().tolist() == pytest.approx([prior] * len(bias), rel=1e-5)
+    labels, _ = case.labels()
+    num, num_background = (labels == 1).sum().item(), (labels == 0).sum().item()
+    cls = -math.log(prior) - num_background / num * math.log1p(-prior)
+    losses, latest, gradients, _ = case.train_step()
+    assert latest["guide/rpn/loss_cls_raw"] == pytest.approx(cls, rel=1e-5)
+    assert losses["loss_rpn_cls"].item() == pytest.approx(losses["loss_rpn_loc"].item(), rel=1e-5)
+    ratio = losses["loss_rpn_loc"].item() / cls
+    expected = ratio * (num_background / num * prior - (1 - prior))
+    total = gradients["rpn_head.objectness_logits.bias"].sum().item()
+    assert total == pytest.approx(expected, rel=1e-3)
+
+
+def test_background_at_a_tiny_prior_keeps_its_gradient():
+    case = Case()
+    logits, deltas = predictions_of(case)
+    logits = torch.full_like(logits, math.log(1e-7)).requires_grad_()
+    losses, latest = losses_of(case.rpn, case, logits, deltas)
+    losses["loss_rpn_cls"].backward()
+    labels, _ = case.labels()
+    unit = latest["guide/rpn/r"] / (labels == 1).sum().item()
+    assert unit > 0
+    for label, expected in [(-1, 0), (0, unit * 1e-7), (1, -unit)]:
+        gradient = logits.grad[labels == label]
+        torch.testing.assert_close(gradient, torch.full_like(gradient, expected), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("object_logit", "background_logit"), [(12.0, -18.0), (16.0, -22.0)])
+def test_confident_predictions_keep_their_loss_and_their_guide(object_logit, background_logit):
+    case = Case()
+    labels, _ = case.labels()
+    noise, deltas = predictions_of(case)
+    logits = noise / 2 + torch.where(labels == 1, object_logit, background_logit)
+    anchors = torch.cat([a.tensor for a in case.anchors()])
+    cls, box = by_hand(anchors, logits, deltas, *case.labels(), case.rpn)
+    _, latest = losses_of(case.rpn, case, logits, deltas)
+    assert latest["guide/rpn/loss_cls_raw"] == pytest.approx(cls.item(), rel=1e-3)
+    assert latest["guide/rpn/r"] == pytest.approx((box / cls).item(), rel=1e-3)
+
+
+def test_bfloat16_autocast_gives_nearly_the_same_losses():
+    full, full_latest, full_gradients, _ = Case(prior=1e-4).train_step()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half, half_latest, half_gradients, _ = Case(prior=1e-4).train_step()
+    for key in KEYS:
+        assert half[key].dtype == torch.float32
+        assert half[key].item() == pytest.approx(full[key].item(), rel=0.02)
+        assert half[key].item() != full[key].item()
+    assert half_latest["guide/rpn/r"] == pytest.approx(full_latest["guide/rpn/r"], rel=0.02)
+    for name, gradient in full_gradients.items():
+        difference = (half_gradients[name] - gradient).norm() / gradient.norm()
+        assert difference < 0.2, name
+
+
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
+def test_predictions_in_half_precision_lose_nothing_more(box_loss):
+    # Scores of 1e-6 on anchors with sides of up to 1448 pixels.
+    case = Case(batch(3, 5, size=(768, 1024)), box_reg_loss_type=box_loss)
+    case.rpn.anchor_generator = copy.deepcopy(case.rpn.anchor_generator)
+    for cell, scale in zip(case.rpn.anchor_generator.cell_anchors, (4, 8, 8)):
+        cell.mul_(scale)
+    case.rpn.anchor_generator.strides = [128, 256, 512]
+    case.features = {
+        f: torch.zeros(2, WIDTH, *size)
+        for f, size in zip(case.rpn.in_features, [(6, 8), (3, 4), (2, 2)])
+    }
+    predictions = predictions_of(case, torch.float16, offset=-14)
+    anchors = torch.cat([a.tensor for a in case.anchors()])
+    labels, boxes = case.labels()
+    sides = (boxes[..., 2:] - boxes[..., :2])[labels == 1]
+    assert sides.max() > 256
+    cls, box = by_hand(anchors, *predictions, labels, boxes, case.rpn)
+    losses, latest = losses_of(case.rpn, case, *predictions)
+    assert losses["loss_rpn_loc"].item() == pytest.approx(box.item(), rel=1e-4)
+    assert losses["loss_rpn_cls"].item() == pytest.approx(box.item(), rel=1e-4)
+    assert latest["guide/rpn/loss_cls_raw"] == pytest.approx(cls.item(), rel=1e-5)
+    sum(losses.values()).backward()
+    for x in predictions:
+        assert x.grad.isfinite().all() and x.grad.any()
+
+
+def test_auto_refuses_to_train_and_still_proposes():
+    case = Case(prior="auto")
+    with pytest.raises(BadInput, match="model.proposal_generator.prior is still 'auto'"):
+        case.train_step()
+    case.rpn.eval()
+    with torch.no_grad():
+        proposals, losses = case.rpn(case.images, case.features)
+    assert losses == {} and all(len(p) > 0 for p in proposals)
+
+
+@pytest.mark.parametrize("prior", ["automatic", 0, 1.0, None])
+def test_an_impossible_prior_is_refused(prior):
+    with pytest.raises(BadInput, match="model.proposal_generator.prior=.*'auto'"):
+        Case(prior=prior)
+
+
+@pytest.mark.parametrize("guide", ["epoch", -1, None])
+def test_an_unknown_guide_is_refused(guide):
+    with pytest.raises(BadInput, match="guide=.*'iteration'"):
+        Case(guide=guide)
+
+
+@pytest.mark.parametrize("prior", ["auto", 0.01])
+def test_a_head_without_bias_is_refused_by_its_layer(prior):
+    head = tiny_rcnn(stock=True).proposal_generator.rpn_head
+    head.objectness_logits = nn.Conv2d(WIDTH, 6, 1, bias=False)
+    with pytest.raises(BadInput, match="StandardRPNHead has no parameter objectness_logits.bias"):
+        Case(head=head, prior=prior)
+
+
+def test_the_whole_detector_trains_with_both_of_its_guides():
+    model = tiny_rcnn(rpn={"prior": 0.01}).train()
+    with EventStorage() as storage:
+        losses = model(batch(3, 5))
+        latest = {k: v for k, (v, _) in storage.latest().items()}
+    assert losses["loss_rpn_cls"].item() == pytest.approx(losses["loss_rpn_loc"].item(), rel=1e-5)
+    assert latest["guide/rpn/r"] > 0 and latest["guide/roi/r"] > 0
+    sum(losses.values()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
