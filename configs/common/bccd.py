@@ -8,7 +8,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from sampling_free.data import register_voc
+from sampling_free import register_voc
 
 from .data import dataloader
 

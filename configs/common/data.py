@@ -2,7 +2,7 @@
 
 from detectron2 import model_zoo
 
-from sampling_free.data.loader import build_replayable_train_loader
+from sampling_free import build_replayable_train_loader
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train._target_ = build_replayable_train_loader

@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from sampling_free.data import register_synthetic
+from sampling_free import register_synthetic
 
 from .data import dataloader
 

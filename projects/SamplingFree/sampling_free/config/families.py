@@ -1,6 +1,6 @@
 """Which sampling-free class stands for which of Detectron2's, and what else a conversion sets.
 
-And which class of a baseline stands for it; see variants.py.
+And which class of a baseline stands for it; see convert.py.
 """
 
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, RetinaNet
@@ -66,7 +66,7 @@ STOCK = {
 
 
 def dense_variants(stock):
-    """list[str]: names of the variants of a dense detector; see variants.py."""
+    """list[str]: names of the variants of a dense detector; see convert.py."""
     ours = ["ohem"] * (stock in OHEM) + ["ghm"] * (stock in GHM)
     return ["sampling_free", "all_samples", "focal", *ours]
 

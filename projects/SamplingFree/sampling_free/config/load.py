@@ -69,7 +69,7 @@ def load_config(
         overrides: "key=value" in Hydra's grammar; for a YAML config of Detectron2
             also pairs "KEY", "VALUE".
         sampling_free: short for ``variant="sampling_free"``.
-        variant: a name of variants.py to turn it into; a LazyConfig before the
+        variant: of ``VARIANTS`` to turn it into; a LazyConfig before the
             overrides, a YAML config after.
 
     Returns:

@@ -1,7 +1,7 @@
 """The imbalance of a training set as a detector sees it, before the training, and what to do.
 
 The counts come from the detector's own label assignment (estimate.py), all else from one batch
-through the real model (gradient_probe.py).
+through the real model (gradients.py).
 """
 
 import math
