@@ -14,9 +14,9 @@ from helpers.comparisons import STUB, make_stage, planned, side_by_side
 from helpers.stub_train_net import HANGS
 from sampling_free.comparison import outcome
 from sampling_free.comparison.lock import Lock
-from sampling_free.comparison.precision_recalls import curves_of_classes, interpolated
+from sampling_free.comparison.precision_recalls import interpolated
 from sampling_free.comparison.store import read_json, result_of
-from sampling_free.comparison.subprocesses import Processes, Stopped
+from sampling_free.comparison.subprocesses import Processes
 from sampling_free.evaluation.matching import Matches
 from sampling_free.utils.errors import BadInput
 from sampling_free.utils.files import write_json
@@ -109,12 +109,6 @@ class TestSideBySide:
             with pytest.raises(ProcessLookupError):
                 os.kill(json.loads(line)["pid"], 0)
 
-    def test_nothing_starts_after_the_end(self, tmp_path):
-        processes = Processes()
-        processes.stop()
-        with pytest.raises(Stopped):
-            processes.call([sys.executable, "-c", ""], str(tmp_path / "out"), {})
-
 
 class TestLock:
     def test_it_is_taken_once(self, tmp_path):
@@ -167,11 +161,6 @@ class TestProcess:
 
 
 class TestOutcome:
-    def test_an_absolute_path_is_cut_down_to_its_file(self):
-        line = "not finite: {'guide/rpn/r': 0.1}, images ['/d/x/1.jpg', '/d/2 c.jpg', 'e/3.jpg']"
-        found = outcome.without_folders(line)
-        assert found == line.replace("/d/x/", "").replace("/d/", "")
-
     def test_repeated_iterations_count_once_and_torn_lines_not_at_all(self, tmp_path):
         lines = [{"iteration": i, "total_loss": float(i)} for i in (0, 1, 2)]
         lines.append({"iteration": 1, "total_loss": 10.0})
@@ -201,11 +190,6 @@ class TestOutcome:
         found = outcome.scores({"bbox/AP": 3.0, "bbox/AP-cat": nan})
         assert found == {"bbox/AP": 3.0, "bbox/AP-cat": None}
 
-    def test_gpu_memory_is_the_most_that_was_logged(self, tmp_path):
-        rows = [{"iteration": i, "max_mem_mb": x} for i, x in enumerate((10.0, 30.0, 20.0))]
-        (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
-        assert outcome.training_numbers(tmp_path)["gpu_memory_mib"] == 30.0
-
     def test_the_interpolated_precision_is_the_best_at_this_recall_or_more(self):
         rng = np.random.default_rng(0)
         scores, is_correct = rng.random(40).round(1), rng.random(40) < 0.5
@@ -218,12 +202,3 @@ class TestOutcome:
             expected = max((p for r, p in points if r >= i / 100), default=0.0)
             assert found["precision"][i] == pytest.approx(expected, abs=1e-4)
         assert found["recall"] == pytest.approx(np.arange(101) / 100)
-
-    def test_classes_without_objects_have_no_curve(self):
-        some = Matches(np.array([0.9, 0.8]), np.array([True, False]), 1)
-        none = Matches(np.array([0.7]), np.array([False]), 0)
-        nothing = Matches(np.zeros(0), np.zeros(0, bool), 2)
-        found = curves_of_classes({"cat": some, "dog": none, "cow": nothing})
-        assert list(found) == ["all", "cat", "cow"]
-        assert found["cat"]["precision"] == [1.0] * 101
-        assert found["cow"]["precision"] == [0.0] * 101

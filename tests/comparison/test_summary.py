@@ -9,10 +9,7 @@ import pytest
 from scipy import stats
 
 from sampling_free.comparison.summary import (
-    label,
     paired_difference,
-    show,
-    spread,
     summarize,
     verdict,
 )
@@ -46,13 +43,6 @@ def test_the_interval_is_that_of_the_paired_t_test(n, confidence):
     assert found["values"] == pytest.approx((a - b).tolist())
 
 
-def test_the_interval_of_three_seeds_by_hand():
-    # Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t of 2 degrees of freedom 4.302653.
-    found = paired_difference([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
-    half = 4.302653 / 3**0.5
-    assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half), abs=1e-6)
-
-
 def test_one_pair_has_no_interval_and_equal_differences_one_of_no_width():
     one = paired_difference([3.0], [1.0])
     assert one == {"mean": 2.0, "low": None, "high": None, "values": [2.0]}
@@ -65,12 +55,6 @@ def test_without_scipy_several_seeds_say_how_to_get_it_and_one_does_without(monk
     with pytest.raises(BadInput, match="pip install scipy"):
         paired_difference([3.0, 4.0], [1.0, 2.0])
     assert paired_difference([3.0], [1.0])["mean"] == 2.0
-
-
-def test_the_spread_is_of_the_sample():
-    values = [1.0, 4.0, 7.0]
-    assert spread(values) == {"mean": 4.0, "std": 3.0, "min": 1.0, "max": 7.0}
-    assert spread([5.0])["std"] is None
 
 
 def test_a_row_pairs_equal_seeds_whatever_their_order():
@@ -117,28 +101,6 @@ def test_the_default_threshold_has_a_row_of_its_own_with_the_same_reference():
     assert "bbox/AP50" not in low["metrics"], "of the other threshold"
 
 
-def test_a_reference_is_compared_with_itself_at_its_default_threshold():
-    usual = {"bbox/AP": 35.0, "test_score_thresh": 0.05}
-    reference, low = summarize([record("focal", 0, 37.0, at_default_threshold=usual)])
-    assert reference["is_reference"] and not low["is_reference"]
-    assert low["differences"]["bbox/AP"]["values"] == [-2.0]
-
-
-def test_of_several_rates_each_is_compared_with_the_first_variant_at_that_rate():
-    runs = [record("ours", 0, 40.0, rate=0.1), record("ours", 0, 30.0, rate=0.2)]
-    runs += [record("focal", 0, 20.0, rate=0.2), record("focal", 0, 10.0, rate=0.4)]
-    rows = {row["name"]: row for row in summarize(runs)}
-    assert list(rows) == [
-        "ours, rate 0.1",
-        "ours, rate 0.2",
-        "focal, rate 0.2",
-        "focal, rate 0.4",
-    ]
-    assert rows["ours, rate 0.1"]["is_reference"] and rows["ours, rate 0.2"]["is_reference"]
-    assert rows["focal, rate 0.2"]["differences"]["bbox/AP"]["values"] == [-10.0]
-    assert rows["focal, rate 0.4"]["differences"]["bbox/AP"]["values"] == [-30.0]
-
-
 def test_runs_that_only_chose_a_rate_are_left_out():
     runs = [record("ours", 0, 99.0, rate=0.1, choosing=True), record("ours", 0, 40.0, rate=0.1)]
     (row,) = summarize(runs)
@@ -166,31 +128,12 @@ def test_the_table_has_a_column_for_each_class_and_none_for_what_no_row_has():
     assert cells == ["ours", "1", "40.0", "reference", "80.0", "50.0", "1 (0.5 s)"]
 
 
-def test_cells_of_several_seeds():
-    runs = [record("ours", s, 40.0 + s) for s in (0, 1, 2)]
-    runs += [record("focal", s, 38.0 + 2 * s) for s in (0, 1, 2)]
-    focal = columns(runs)["focal"]
-    assert focal["AP"] == "40.0 ± 2.0 (38.0 to 42.0)"
-    # Differences -2, -1, 0.
-    half = 4.302653 / 3**0.5
-    assert focal["difference (95 %)"] == f"-1.0 ({-1 - half:+.1f} to {-1 + half:+.1f})"
-    one = columns([runs[0], runs[3]])["focal"]
-    assert one["difference (95 %)"] == "-2.0 (one seed: no interval)"
-
-
 def test_a_bound_that_rounds_to_zero_says_on_which_side_it_lies():
     half = stats.t.ppf(0.975, 1) * 0.1  # of two differences that are 0.2 apart
     for low, text in ((-0.03, "-0.03"), (0.03, "+0.03"), (0.0, "+0.0"), (-1e-9, "+0.0")):
         runs = [record("ours", s, 40.0) for s in (0, 1)]
         runs += [record("focal", s, 40.0 + low + half + d) for s, d in ((0, -0.1), (1, 0.1))]
         assert f" ({text} to +2." in columns(runs)["focal"]["difference (95 %)"]
-
-
-def test_records_of_before_have_names_too():
-    assert label({"config": "configs/demo/retinanet.py"}) == "retinanet"
-    assert label({"config": "a/b.py", "override": "model.guide=1.0"}) == "b:model.guide=1.0"
-    assert label({"variant": "focal", "config": "a.py"}) == "focal"
-    assert show([0.001, 0.001, 0.001]) == "0.001" and show([0.1, 0.2]) == "0.1, 0.2"
 
 
 def test_the_images_have_an_interval_of_their_own_where_every_run_of_the_pairs_kept_them():
@@ -223,10 +166,6 @@ def test_the_images_have_an_interval_of_their_own_where_every_run_of_the_pairs_k
 def test_better_is_what_is_so_by_the_seeds_and_by_the_images(seeds, images, expected):
     difference = dict(zip(("low", "high", "image_low", "image_high"), (*seeds, *images)))
     assert verdict(difference) == expected
-
-
-def test_without_a_difference_nothing_is_better():
-    assert verdict(None) == verdict({"low": 1.0, "high": 2.0}) == "open"
 
 
 def test_a_bar_in_a_name_ends_no_cell_in_markdown():

@@ -2,7 +2,6 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import random
 import subprocess
@@ -20,7 +19,6 @@ from pycocotools.coco import COCO
 
 from sampling_free.data.synthetic.generate import (
     EASY,
-    GENERATOR_VERSION,
     HARD,
     SETTINGS,
     SyntheticConfig,
@@ -33,9 +31,6 @@ from sampling_free.utils.errors import BadInput
 
 SMALL = dataclasses.replace(EASY, train_images=300, crowd=0.1)
 TINY = dataclasses.replace(EASY, train_images=6, val_images=3, crowd=0.5, empty=0.2)
-
-# (version, start of the sha256 of five train images and their annotations)
-GOLDEN = {"easy": (1, "653180ccb174b0b8"), "hard": (1, "fe7280dcc6a11e4c")}
 
 
 def _digests(folder):
@@ -76,15 +71,6 @@ def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], env=env, check=True)
     assert _digests(tmp_path / "here") == _digests(tmp_path / "there")
-
-
-@pytest.mark.parametrize("setting", sorted(GOLDEN))
-def test_a_change_of_the_pictures_comes_with_a_new_version(setting):
-    digest = hashlib.sha256()
-    for index in range(5):
-        pixels, anns = draw(SETTINGS[setting], "train", index)
-        digest.update(pixels.tobytes() + json.dumps(anns, sort_keys=True).encode())
-    assert (GENERATOR_VERSION, digest.hexdigest()[:16]) == GOLDEN[setting]
 
 
 def test_generation_leaves_the_global_random_state_alone(tmp_path):
@@ -138,38 +124,6 @@ def test_masks_areas_and_boxes_agree(small):
             np.testing.assert_allclose(points.max(axis=0), [x + w, y + h], atol=0.011)
 
 
-def test_objects_show_their_color_in_the_picture(small):
-    folder, coco = small
-    red = [a for a in coco.anns.values() if a["category_id"] == 1 and a["area"] > 300]
-    assert len(red) > 20 and class_names(SMALL)[0].startswith("red")
-    for ann in red:
-        with Image.open(folder / "images" / coco.imgs[ann["image_id"]]["file_name"]) as image:
-            color = np.asarray(image)[coco.annToMask(ann) == 1].mean(axis=0)
-        assert color[0] > 1.4 * max(color[1:]), ann
-
-
-def test_no_object_is_hidden_by_more_than_a_third(small):
-    _, coco = small
-    for image_id in coco.imgs:
-        masks = [coco.annToMask(a) == 1 for a in coco.imgToAnns[image_id]]
-        for i, mask in enumerate(masks):
-            hidden = mask & np.any([np.zeros_like(mask), *masks[i + 1 :]], axis=0)
-            assert hidden.sum() <= 0.33 * mask.sum()
-
-
-def test_sizes_reach_from_8_px_to_half_the_image(small):
-    _, coco = small
-    sizes, shares = [], []
-    for ann in coco.anns.values():
-        if not ann["iscrowd"]:
-            info = coco.imgs[ann["image_id"]]
-            sizes.append(max(ann["bbox"][2:]))
-            shares.append(sizes[-1] / min(info["width"], info["height"]))
-    assert min(sizes) == 8
-    assert 0.48 < max(shares) <= 0.5
-    assert np.mean([16 <= s <= 64 for s in sizes]) > 0.6
-
-
 def test_there_are_empty_images_and_crowds(small):
     _, coco = small
     empty = [i for i in coco.imgs if not coco.imgToAnns[i]]
@@ -177,12 +131,6 @@ def test_there_are_empty_images_and_crowds(small):
     assert 5 <= len(empty) <= 30, "5 % of 300"
     assert 15 <= len(crowds) <= 50, "10 % of the others"
     assert all(isinstance(a["segmentation"], dict) for a in crowds)
-
-
-def test_density_is_a_parameter():
-    dense = dataclasses.replace(EASY, objects=(6, 8), image_size=(200, 200), empty=0, crowd=0)
-    counts = [len(draw(dense, "train", i)[1]) for i in range(10)]
-    assert max(counts) <= 8 and np.mean(counts) > 5
 
 
 @pytest.mark.parametrize("setting, few", [("easy", 1), ("hard", 10)])
@@ -263,9 +211,3 @@ def test_a_bad_parameter_is_named(key, value):
 def test_an_unknown_split_is_named(tmp_path):
     with pytest.raises(BadInput, match="split='tests'.*train, val, test"):
         generate(TINY, "tests", tmp_path)
-
-
-def test_the_file_records_what_made_it(tmp_path):
-    generate(TINY, "val", tmp_path)
-    config = json.loads((tmp_path / "annotations.json").read_text())["info"]["config"]
-    assert SyntheticConfig(**config) == TINY

@@ -1,11 +1,9 @@
-import math
-
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes
 
-from helpers.literal_points import atss_literal, center, iou, square_anchors
+from helpers.literal_points import atss_literal, square_anchors
 from sampling_free.detectors.atss_assignment import atss_match
 
 
@@ -91,42 +89,6 @@ def test_permuted_objects_give_the_permuted_result():
     assert back.tolist() == found.tolist() and len(set(found.tolist())) > 6
 
 
-def test_a_foreground_anchor_has_its_center_in_its_object_and_is_among_its_closest():
-    rng = np.random.default_rng(1)
-    levels, boxes = square_anchors((150, 200)), _objects(rng, (150, 200), 12)
-    found, start = _match(levels, boxes), 0
-    for level in levels:
-        for i in np.flatnonzero(found[start : start + len(level)] >= 0):
-            box = boxes[found[start + i]]
-            x, y = center(level[i])
-            assert box[0] < x < box[2] and box[1] < y < box[3]
-            mine = math.dist((x, y), center(box))
-            assert sum(math.dist(center(a), center(box)) < mine for a in level) < 9
-        start += len(level)
-    assert (found >= 0).sum() > 12
-
-
-def test_an_object_loses_anchors_only_to_those_that_overlap_them_more():
-    levels = square_anchors((96, 96))
-    first, second = [20.3, 21.1, 82.9, 80.2], [24.2, 25.4, 94.1, 95.3]
-    alone = _match(levels, [first]) == 0
-    both = _match(levels, [first, second])
-    anchors = np.concatenate(levels)
-    lost = np.flatnonzero(alone & (both != 0))
-    assert len(lost) > 0 and (both == 0).any()
-    for i in lost:
-        assert both[i] == 1 and iou(anchors[i], second) > iou(anchors[i], first)
-    assert not (both == 0)[~alone].any()
-
-
-def test_of_two_objects_that_share_an_anchor_the_one_with_more_overlap_has_it():
-    # One anchor, 32 x 32 around (16, 16), is the only candidate of both.
-    levels = [np.array([[0.0, 0.0, 32.0, 32.0]])]
-    loose, tight = [-9.3, -8.1, 40.7, 41.9], [1.3, 2.1, 30.9, 31.7]
-    assert _match(levels, [loose, tight]).tolist() == [1]
-    assert _match(levels, [tight, loose]).tolist() == [0]
-
-
 def test_a_single_candidate_is_foreground_if_its_center_lies_in_the_object():
     levels = [np.array([[0.0, 0.0, 32.0, 32.0]])]
     assert _match(levels, [[15.2, 15.1, 17.3, 18.4]]).tolist() == [0]
@@ -139,35 +101,6 @@ def test_of_two_candidates_that_differ_none_is_foreground():
     # deviation is d / sqrt(2).
     levels = [np.array([[0.0, 0.0, 32.0, 32.0]]), np.array([[0.0, 0.0, 64.0, 64.0]])]
     assert _match(levels, [[3.0, 2.0, 60.0, 59.0]]).tolist() == [-1, -1]
-
-
-def test_an_object_between_the_centers_has_no_anchor():
-    levels = square_anchors((64, 64))
-    assert (_match(levels, [[5.1, 5.2, 11.6, 11.7]]) == -1).all()
-    assert (_match(levels, [[5.1, 5.2, 12.6, 12.7]]) >= 0).sum() == 1
-
-
-def test_anchors_outside_of_every_object_are_background():
-    rng = np.random.default_rng(4)
-    levels = square_anchors((200, 300), side=1.0)
-    boxes = _objects(rng, (200, 300), 4, sides=(0.1, 0.3))
-    found = _match(levels, boxes)
-    outside = [all(iou(a, b) == 0 for b in boxes) for level in levels for a in level]
-    assert 100 < sum(outside) < len(found) and (found[outside] == -1).all()
-    assert (found >= 0).any()
-
-
-@pytest.mark.parametrize("side", [2.3, 3.1, 3.9])
-def test_candidates_of_equal_overlap_are_all_foreground(side):
-    # An object inside all its candidates: each overlap is the mean, and the deviation is zero.
-    levels = square_anchors((64, 64), (8,))
-    anchors, lost = levels[0], []
-    for i, (x, y) in enumerate(center(a) for a in anchors):
-        x, y = x + 0.37, y - 0.21
-        box = np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2])
-        if _match(levels, [box])[i] != 0:
-            lost.append(i)
-    assert lost == []
 
 
 def test_objects_without_area_have_no_anchor_and_change_nothing():

@@ -44,10 +44,6 @@ class TestGuideLog:
         _, warned_at = self._run(pattern)
         assert len(warned_at) == 1
 
-    def test_it_stays_silent_at_a_fifth(self):
-        log, warned_at = self._run([1, 1, 1, 1, 0] * 40)
-        assert log.num_empty == 40 and warned_at == []
-
     def test_the_writers_get_the_running_count_and_not_its_median(self):
         log = GuideLog()
         with EventStorage() as storage:

@@ -32,14 +32,6 @@ def test_what_comes_after_the_checkpoint_is_taken_out(file):
     assert path.read_text() == loss(1) + loss(3)
 
 
-def test_a_line_of_before_that_was_written_later_stays(file):
-    # An evaluation between two writes is written with the next.
-    score = line(4, **{"bbox/AP": 3.0})
-    path = file(loss(2), loss(8), score)
-    assert cut(path, 6) == 4
-    assert path.read_text() == loss(2) + score
-
-
 def test_the_evaluation_at_the_end_of_a_shorter_run_stays(file):
     score = line(6, **{"bbox/AP": 3.0})
     path = file(loss(5), score)
@@ -58,23 +50,6 @@ def test_a_torn_line_is_taken_out(file, torn):
     path = file(loss(1), loss(3), torn)
     assert cut(path, 9) == 3
     assert path.read_text() == loss(1) + loss(3)
-
-
-def test_a_file_that_needs_no_change_is_not_touched(file):
-    path = file(loss(1), loss(3))
-    before = path.stat()
-    assert cut(path, 4) == 3
-    assert path.stat().st_ino == before.st_ino and path.stat().st_mtime_ns == before.st_mtime_ns
-
-
-@pytest.mark.parametrize("lines", [(), (loss(5),)])
-def test_nothing_of_before(file, lines):
-    assert cut(file(*lines), 3) == -1
-
-
-def test_no_file(tmp_path):
-    assert cut(tmp_path / "metrics.json", 3) == -1
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_of_a_run_without_a_checkpoint_is_kept_under_another_name(file):

@@ -58,20 +58,6 @@ def test_baseline_without_a_guide_has_one_panel(tmp_path, drawn):
     assert drawn == {"loss": {"classification loss": [(0, 1.0)], "box loss": [(0, 0.5)]}}
 
 
-def test_two_stages_are_told_apart(tmp_path, drawn):
-    values = {"loss_rpn_loc": 0.1, "loss_box_reg": 0.2, "guide/rpn/loss_cls_raw": 3.0}
-    values |= {"guide/roi/loss_cls_raw": 2.0, "guide/rpn/r": 0.03, "guide/roi/r": 0.2}
-    (tmp_path / "m").write_text(line(0, **values))
-    plot_training(tmp_path / "m", tmp_path / "p.png")
-    assert list(drawn["loss"]) == [
-        "raw classification loss (roi/loss_cls_raw)",
-        "raw classification loss (rpn/loss_cls_raw)",
-        "box loss (loss_box_reg)",
-        "box loss (loss_rpn_loc)",
-    ]
-    assert list(drawn["r"]) == ["r (roi/r)", "r (rpn/r)"]
-
-
 def test_a_cascade_has_a_curve_for_each_stage(tmp_path, drawn):
     stages = {f"stage{k}/guide/roi/r": 0.5 + k for k in range(3)}
     stages |= {f"stage{k}/guide/roi/loss_cls_raw": 5.0 + k for k in range(3)}
@@ -96,37 +82,6 @@ def test_a_cascade_has_a_curve_for_each_stage(tmp_path, drawn):
     }
 
 
-def test_fcos_with_and_without_the_guide(tmp_path, drawn):
-    losses = {"loss_fcos_cls": 0.6, "loss_fcos_loc": 0.5, "loss_fcos_ctr": 0.7}
-    (tmp_path / "m").write_text(line(0, **losses, **{"guide/r": 0.2, "guide/loss_cls_raw": 3.0}))
-    plot_training(tmp_path / "m", tmp_path / "p.png")
-    raw = {"raw classification loss": [(0, 3.0)], "box loss": [(0, 0.5)]}
-    assert drawn == {"loss": raw, "r": {"r": [(0, 0.2)]}}
-    (tmp_path / "m").write_text(line(0, **losses))
-    plot_training(tmp_path / "m", tmp_path / "p.png")
-    assert drawn == {"loss": {"classification loss": [(0, 0.6)], "box loss": [(0, 0.5)]}}
-
-
-def test_a_stock_rcnn_shows_the_losses_of_both_heads(tmp_path, drawn):
-    losses = {"loss_rpn_cls": 0.6, "loss_rpn_loc": 0.5, "loss_cls": 1.1, "loss_box_reg": 0.2}
-    (tmp_path / "m").write_text(line(0, **losses))
-    plot_training(tmp_path / "m", tmp_path / "p.png")
-    assert drawn == {
-        "loss": {
-            "classification loss (loss_cls)": [(0, 1.1)],
-            "classification loss (loss_rpn_cls)": [(0, 0.6)],
-            "box loss (loss_box_reg)": [(0, 0.2)],
-            "box loss (loss_rpn_loc)": [(0, 0.5)],
-        }
-    }
-
-
-def test_keys_that_are_missing_now_and_then(tmp_path, drawn):
-    (tmp_path / "m").write_text(line(0, loss_box_reg=1.0) + line(9) + line(19, loss_box_reg=2.0))
-    plot_training(tmp_path / "m", tmp_path / "p.png")
-    assert drawn == {"loss": {"box loss": [(0, 1.0), (19, 2.0)]}}
-
-
 def test_torn_lines_are_skipped(tmp_path):
     text = (
         line(0, total_loss=3.0) + '{"iterati' + line(19, total_loss=2.0) + line(39, total_loss=1.0)
@@ -141,15 +96,6 @@ def test_of_repeated_iterations_the_last_run_wins(tmp_path):
     (tmp_path / "m").write_text(first + line(15, total_loss=2.0) + line(30, total_loss=2.0))
     losses = {i: v["total_loss"] for i, v in read_metrics(tmp_path / "m").items()}
     assert losses == {10: 1.0, 15: 2.0, 30: 2.0}
-
-
-def test_an_evaluation_drops_no_training_lines(tmp_path):
-    text = line(10, total_loss=1.0) + line(20, total_loss=1.0) + line(10, **{"bbox/AP": 5.0})
-    (tmp_path / "m").write_text(text)
-    assert read_metrics(tmp_path / "m") == {
-        10: {"total_loss": 1.0, "bbox/AP": 5.0},
-        20: {"total_loss": 1.0},
-    }
 
 
 @pytest.mark.parametrize("text", [None, "", "torn", '{"iteration": 3, "lr": 0.1}\n'])

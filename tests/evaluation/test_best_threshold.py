@@ -1,6 +1,5 @@
 """Oracle: a literal greedy matcher, then every threshold tried, one at a time."""
 
-import copy
 import json
 from fractions import Fraction
 
@@ -18,7 +17,6 @@ from sampling_free.evaluation.best_threshold import (
     best_f1,
     best_f1_threshold,
     pick_threshold,
-    precision_recall,
     recall_at_precision,
     threshold_from_evaluator,
 )
@@ -130,20 +128,6 @@ def test_hand_worked_example():
     assert found == {"threshold": 0.2, "f1": 0.8, "precision": 2 / 3, "recall": 1.0}
 
 
-def test_the_curve_has_a_point_for_each_score():
-    curve = precision_recall(np.array([0.2, 0.9, 0.2, 0.6]), np.array([1, 1, 0, 0], bool), 3)
-    rows = [list(curve[k]) for k in ("threshold", "precision", "recall", "f1")]
-    assert rows == [
-        [0.9, 0.6, 0.2],
-        [1, 1 / 2, 2 / 4],
-        [1 / 3, 1 / 3, 2 / 3],
-        [2 / 4, 2 / 5, 4 / 7],
-    ]
-    for scores, num_ground_truth in (([], 3), ([0.5], 0)):
-        curve = precision_recall(np.array(scores), np.zeros(len(scores), bool), num_ground_truth)
-        assert all(values.shape == (0,) for values in curve.values())
-
-
 @pytest.mark.parametrize("wanted", ["1/100", "3/10", "1/2", "7/10", "9/10", "1"])
 @pytest.mark.parametrize("seed", range(10))
 def test_a_wanted_precision_equals_brute_force(seed, wanted):
@@ -164,19 +148,6 @@ def test_a_wanted_precision_equals_brute_force(seed, wanted):
     assert {k: v if v is None else pytest.approx(v) for k, v in expected.items()} == found
 
 
-def test_a_wanted_precision_may_be_lost_and_reached_again():
-    # Precision 1, 1/2, 2/3, 3/4, 3/5 from the highest score down.
-    scores, is_correct = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([1, 0, 1, 1, 0], bool)
-    picked = [recall_at_precision(scores, is_correct, 4, p)["threshold"] for p in (0.75, 0.76, 0.1)]
-    assert picked == [0.6, 0.9, 0.5]
-
-
-def test_a_tie_is_not_split_for_a_wanted_precision():
-    scores, is_correct = np.array([0.5, 0.5]), np.array([True, False])
-    assert recall_at_precision(scores, is_correct, 1, 0.5)["threshold"] == 0.5
-    assert set(recall_at_precision(scores, is_correct, 1, 0.6).values()) == {None}
-
-
 def test_a_wanted_precision_without_detections_or_objects_is_none():
     for scores, num_ground_truth in (([], 2), ([], 0), ([0.5], 0), ([0.5], 1)):
         wrong = np.zeros(len(scores), bool)
@@ -184,49 +155,10 @@ def test_a_wanted_precision_without_detections_or_objects_is_none():
         assert found == dict.fromkeys(("threshold", "precision", "recall", "f1"))
 
 
-def test_the_table_says_why_there_is_no_threshold():
-    truth = [annotation(i, 0, category, [0, 0, 9, 9]) for i, category in enumerate((3, 7, 11), 1)]
-    seen = [detection(0, 3, [0, 0, 9, 9], 0.25), detection(0, 3, [20, 20, 9, 9], 0.5)]
-    seen += [detection(0, 11, [20, 20, 9, 9], 0.75), detection(0, 15, [0, 0, 9, 9], 0.125)]
-    by_class = match_detections(coco_of(truth, names=["one", "unseen", "missed", "absent"]), seen)
-    best = pick_threshold(by_class, 0.5)
-    rows = [line.split() for line in best.table().splitlines()]
-    assert " ".join(rows[0]) == "class threshold precision recall F1 objects detections"
-    assert [" ".join(row) for row in rows[2:]] == [
-        "one 0.2500 0.500 1.000 0.667 1 2",
-        "unseen no detection - - - 1 0",
-        "missed none correct - - - 1 1",
-        "absent no object - - - 0 1",
-        "all classes 0.2500 0.333 0.333 0.333 3 4",
-    ]
-    wanted = pick_threshold(by_class, 0.5, precision=0.4).table().splitlines()
-    assert wanted[2].split()[1] == "0.2500"
-    assert wanted[4].startswith("missed") and "0.4 never reached" in wanted[4]
-    assert wanted[-1].startswith("all classes") and "0.4 never reached" in wanted[-1]
-    nothing = pick_threshold({}, 0.5).table().splitlines()
-    assert len(nothing) == 3 and "no object" in nothing[2]
-
-
-def test_categories_of_one_name_stay_apart():
-    truth = [annotation(1, 0, 3, [0, 0, 9, 9]), annotation(2, 0, 7, [0, 0, 9, 9])]
-    found = best_f1_threshold(coco_of(truth, names=["a", "a"]), [detection(0, 7, [0, 0, 9, 9], 1)])
-    assert found.num_ground_truth == 2
-    assert {name: row["f1"] for name, row in found.per_class.items()} == {
-        "a": 0.0,
-        "a (category 7)": 1.0,
-    }
-
-
 def test_tied_detections_share_the_threshold():
     # Were the tie split, the correct one alone would give F1 = 1.
     found = best_f1(np.array([0.5, 0.5]), np.array([True, False]), 1)
     assert (found["threshold"], found["precision"]) == (0.5, 0.5)
-
-
-def test_equal_f1_takes_the_highest_threshold():
-    # One object of three found at 0.9 and two of five shown at 0.1: F1 is 2/4 and 4/8.
-    scores, is_correct = np.array([0.9, 0.8, 0.7, 0.6, 0.1]), np.array([1, 0, 0, 0, 1], bool)
-    assert best_f1(scores, is_correct, 3)["threshold"] == 0.9
 
 
 def test_no_detections_and_nothing_correct_fall_back():
@@ -260,14 +192,6 @@ def test_crowds_and_what_lies_on_them_are_left_out():
     seen = [detection(0, 3, [0, 0, 9, 9], 0.4), detection(0, 3, [22, 22, 9, 9], 0.9)]
     found = best_f1_threshold(coco_of(truth), seen)
     assert (found.threshold, found.f1, found.num_ground_truth) == (0.4, 1.0, 1)
-
-
-def test_annotation_id_zero_is_matched_and_inputs_are_unchanged():
-    truth, box = coco_of([annotation(0, 0, 3, [0, 0, 9, 9])]), [0, 0, 9, 9]
-    detections = [detection(0, 3, box, 0.7)]
-    before = copy.deepcopy((truth.dataset, detections))
-    assert best_f1_threshold(truth, detections).f1 == 1.0
-    assert (truth.dataset, detections) == before
 
 
 def test_save_and_load_are_exact(tmp_path):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -10,16 +9,11 @@ from PIL import Image
 from helpers.drawn_detector import SIZE, Detector, found
 from helpers.tiny import log_lines
 from sampling_free.evaluation.pictures import (
-    MARGIN,
-    MAX_CELL,
-    _grid,
     choose_images,
-    class_name,
     draw_detections,
     draw_ground_truth,
     draw_side_by_side,
     save_prediction_pictures,
-    unique_stems,
 )
 
 RED, BLUE = [255, 0, 0], [0, 0, 255]
@@ -60,45 +54,11 @@ def test_ground_truth_and_detections_have_the_same_colors_and_places():
         assert (picture[250:] == 128).all()
 
 
-def test_a_tiny_image_is_enlarged_with_its_boxes():
-    tiny = np.full((SIZE // 4, SIZE // 2, 3), 128, np.uint8)
-    instances = found([[10, 20, 50, 60]], [0.9], [0], tiny.shape[:2])
-    instances.pred_masks = torch.zeros((1, *tiny.shape[:2]), dtype=torch.bool)
-    instances.pred_masks[0, 80:90, 80:100] = True
-    picture = draw_detections(tiny, instances, METADATA, 0.5)
-    assert picture.shape == (SIZE, 2 * SIZE, 3)
-    assert near(picture, 200, 160, RED), "the right side of the box, four times enlarged"
-    assert near(picture, 360, 340, RED), "within the mask"
-    assert not near(picture, 360, 300, RED)
-
-
 def test_masks_of_the_ground_truth_are_drawn_if_asked_for():
     polygon = [[300.0, 300, 400, 300, 400, 400, 300, 400]]
     annotated = truth([[300, 300, 400, 400]], [0], segmentation=polygon)
     assert near(draw_ground_truth(GRAY, annotated, METADATA, with_masks=True), 370, 370, RED)
     assert not near(draw_ground_truth(GRAY, annotated, METADATA), 370, 370, RED)
-
-
-def test_side_by_side_is_both_pictures_under_their_captions():
-    annotated, instances = truth([[40, 40, 200, 200]], [0]), found([], [], [])
-    sheet = draw_side_by_side(GRAY, annotated, instances, METADATA, 0.31)
-    caption = sheet.shape[0] - SIZE
-    assert (sheet[caption:, :SIZE] == draw_ground_truth(GRAY, annotated, METADATA)).all()
-    assert (sheet[caption:, -SIZE:] == GRAY).all()
-    for half in (sheet[:caption, :SIZE], sheet[:caption, -SIZE:]):
-        assert half.min() < 50, "a caption in black"
-
-
-def test_same_call_same_picture():
-    annotated, instances = truth([[9, 9, 90, 90]], [7]), found([[9, 9, 90, 90]], [0.9], [7])
-    nameless = Metadata()
-    first, second = (draw_side_by_side(GRAY, annotated, instances, nameless, 0.1) for _ in range(2))
-    assert (first == second).all()
-
-
-def test_class_without_a_name_is_numbered():
-    assert [class_name(METADATA, i) for i in (1, 2)] == ["dog", "class 2"]
-    assert class_name(Metadata(), 3) == "class 3"
 
 
 @pytest.mark.parametrize(
@@ -117,16 +77,6 @@ def test_class_without_a_name_is_numbered():
 def test_choice_of_images(pattern, n, chosen):
     dicts = [{"i": i, "annotations": [{}] * (c == "o")} for i, c in enumerate(pattern)]
     assert [d["i"] for d in choose_images(dicts, n)] == chosen
-
-
-def test_unique_stems():
-    assert unique_stems(["x/a.jpg", "y/a.png", "a_2.jpg", "b.c.jpg"]) == [
-        "a",
-        "a_2",
-        "a_2_2",
-        "b.c",
-    ]
-    assert unique_stems(["overview.jpg"], taken={"overview"}) == ["overview_2"]
 
 
 @pytest.fixture
@@ -180,18 +130,6 @@ def test_nothing_to_draw_writes_nothing(tmp_path):
     assert list(out.iterdir()) == []
 
 
-def test_labels_are_not_cut_at_the_edges():
-    name = "a name that is longer than what is left to the right of it"
-    corner = [SIZE - 60, SIZE - 40, SIZE, SIZE]
-    named = Metadata(thing_classes=[name], thing_colors=[RED])
-    labels = []
-    for box in (corner, [20, SIZE // 2, 80, SIZE // 2 + 40]):
-        picture = draw_ground_truth(GRAY, truth([box], [0]), named)
-        dark = picture.max(2) < 60
-        labels.append((np.ptp(dark.any(0).nonzero()), np.ptp(dark.any(1).nonzero())))
-    assert np.allclose(*labels, atol=3), "as wide and high in the corner as where there is room"
-
-
 @pytest.mark.parametrize("width, height", [(20_000, 30), (25, 30_000), (66_000, 1), (1, 1)])
 def test_an_image_of_extreme_shape_fits_into_a_jpeg(tmp_path, width, height):
     image = np.full((height, width, 3), 120, np.uint8)
@@ -200,10 +138,3 @@ def test_an_image_of_extreme_shape_fits_into_a_jpeg(tmp_path, width, height):
     assert max(sheet.size) <= 65_500
     sheet.save(tmp_path / "a.jpg")
     assert Image.open(tmp_path / "a.jpg").size == sheet.size
-
-
-def test_the_overview_of_extreme_shapes_is_no_larger_than_others():
-    shapes = [(64_008, 200), (248, 32_000), (1000, 500), (2, 3)]
-    for turned in (shapes, shapes[::-1]):
-        grid = _grid([Image.new("RGB", shape) for shape in turned])
-        assert max(grid.size) <= 2 * (MAX_CELL + 2 * MARGIN)

@@ -64,26 +64,6 @@ def test_gradients_accumulate(device):
     _assert_gradients(levels, [3 * w for w in wanted])
 
 
-def test_logits_in_several_losses(device):
-    levels, labels = levels_of(device)
-    others = torch.where(labels == 3, 0, 3)
-    (value, first), (other, second) = exact_of(levels, labels), exact_of(levels, others)
-    a, b = sigmoid_bce_all(levels, labels), sigmoid_bce_all(levels, others)
-    loss = a + 2 * b + sum(x.square().sum() for x in levels)
-    loss.backward()
-    assert (a.item(), b.item()) == pytest.approx((value, other), rel=1e-6)
-    expected = [v + 2 * w + 2 * x.cpu() for v, w, x in zip(first, second, levels)]
-    _assert_gradients(levels, [x.detach() for x in expected])
-
-
-def test_one_tensor_as_two_levels(device):
-    (_, level), labels = levels_of(device)
-    labels = labels[:, :12]
-    _, (a, b) = exact_of([level, level], labels)
-    sigmoid_bce_all([level, level], labels).backward()
-    _assert_gradients([level], [a + b])
-
-
 def test_backward_twice_where_the_graph_is_kept(device):
     levels, labels = levels_of(device)
     _, wanted = exact_of(levels, labels)
@@ -138,16 +118,6 @@ def test_a_second_derivative_is_refused(device):
         gradients = torch.autograd.grad(loss, levels, create_graph=True)
         # Else this would be the gradient of the loss alone.
         (loss + sum(g.square().sum() for g in gradients)).backward()
-
-
-def test_a_second_derivative_by_a_later_factor_is_refused(device):
-    levels, labels = levels_of(device)
-    factor = torch.ones((), device=device, requires_grad=True)
-    with pytest.raises(RuntimeError, match="twice|second derivative"):
-        gradients = torch.autograd.grad(
-            factor * sigmoid_bce_all(levels, labels), levels, create_graph=True
-        )
-        sum(g.square().sum() for g in gradients).backward()
 
 
 @pytest.mark.parametrize(

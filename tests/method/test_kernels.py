@@ -189,31 +189,6 @@ def test_kinds_of_rows(device, foreground, ignored):
     check(random_levels(SMALL, device), labels, 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
-def test_dtypes_of_labels(device, dtype):
-    check(random_levels(SMALL, device), random_labels(SMALL, device).to(dtype), 3)
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: x.t().contiguous().t(),
-        lambda x: torch.cat([x + 1, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
-        lambda x: x.repeat_interleave(2, 1)[:, ::2],
-    ],
-    ids=["transposed", "slice", "every other"],
-)
-def test_order_of_labels_in_memory(device, layout):
-    labels = random_labels(SMALL, device)
-    assert torch.equal(layout(labels), labels)
-    check(random_levels(SMALL, device), layout(labels), 3)
-
-
-def test_one_row_of_labels_for_all_images(device):
-    labels = random_labels(SMALL, device)
-    check(random_levels(SMALL, device), labels[:1].expand_as(labels), 3)
-
-
 @pytest.mark.parametrize("prior", [1e-5, 1e-7])
 def test_constant_prior(device, prior):
     logit = torch.tensor(prior, dtype=torch.float64).logit().item()
@@ -242,16 +217,6 @@ def test_half_precision_gradient_with_a_grad_scalers_factor(device, mean, allowe
 @pytest.mark.parametrize("mean", [-4, -2, 0, 3])
 def test_high_scores_beside_special_places(device, mean):
     check(random_levels(SMALL, device, mean), random_labels(SMALL, device), 3)
-
-
-@pytest.mark.parametrize("num_classes", [1, 3])
-def test_levels_of_any_length(num_classes):
-    """On the CPU 16 logits go into one logarithm, and those of high scores one by one."""
-    for length in [*range(1, 19), 31, 33, 47]:
-        shape = (1, 1, num_classes, [(length, 1)])
-        for mean in (-4, -2, 0, 3):
-            levels = random_levels(shape, "cpu", mean)
-            check(levels, random_labels(shape, "cpu"), num_classes)
 
 
 @pytest.mark.parametrize("logit", [-1e4, 1e4, -1e38, 1e38, -math.inf, math.inf])
@@ -298,17 +263,6 @@ def test_what_is_no_number_takes_no_part_where_it_is_ignored(device, logit):
     assert all(torch.isfinite(x.grad).all() for x in broken)
     norm = sigmoid_bce_gradient_norm(levels, labels)
     assert sigmoid_bce_gradient_norm(broken, labels).item() == norm.item()
-
-
-@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
-def test_the_default_dtype_changes_nothing(device, default):
-    levels = random_levels(SMALL, device, -11.5, 0.5)
-    labels = all_background(levels, 3)
-    torch.set_default_dtype(default)
-    try:
-        check(levels, labels, 3)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_repeated_bit_for_bit(device):

@@ -1,7 +1,6 @@
 """The made-up data of the benchmarks, and the tables of their rows."""
 
 import pytest
-import torch
 
 import bench_counting
 import bench_iteration
@@ -9,10 +8,9 @@ import bench_loss
 import bench_roi
 import bench_rpn
 import bench_targets
-import made_up
 import render_tables
 import rivals
-from bench_tables import BENCH_TABLES, SHAPE, TARGET
+from bench_tables import SHAPE, TARGET
 from helpers.benchmarks_cases import check
 
 
@@ -23,29 +21,6 @@ def test_counting_is_measured_and_right():
     assert found[0]["same"] and found[0]["foreground"] == pytest.approx(found[1]["foreground"])
     check(found, ("seconds", "ms_per_image", "ratio", "foreground"))
     assert [len(bench_counting.cases(x, False)) for x in ("cpu", "cuda")] == [5, 0]
-
-
-def test_the_made_up_set_has_the_size_asked_for_and_boxes_inside_its_images():
-    coco = made_up.made_up_coco(500, 3667)
-    assert len(coco["images"]) == 500 and len(coco["annotations"]) == 3667
-    sizes = {x["id"]: (x["width"], x["height"]) for x in coco["images"]}
-    areas = []
-    for x in coco["annotations"]:
-        left, top, width, height = x["bbox"]
-        limits = sizes[x["image_id"]]
-        assert min(left, top) >= 0 and min(width, height) >= 2
-        assert left + width <= limits[0] + 0.02 and top + height <= limits[1] + 0.02
-        areas.append(x["area"])
-    assert 40**2 < sorted(areas)[len(areas) // 2] < 65**2  # COCO: about 55
-    assert made_up.made_up_coco(500, 3667) == coco
-
-
-def test_masks_are_the_boxes():
-    batch = made_up.made_up_batch(1, (64, 96), 3)
-    made_up.fill_boxes_with_masks(batch)
-    (record,) = batch
-    boxes = record["instances"].gt_masks.get_bounding_boxes().tensor
-    torch.testing.assert_close(boxes, record["instances"].gt_boxes.tensor)
 
 
 def as_text(rows_of_case):
@@ -66,14 +41,6 @@ def test_tables_show_the_rows_of_every_device_and_empty_cells_where_there_was_no
     assert "12.1" in shapes[2] and "CPU, heap kept" in shapes[2]
     assert "GPU" in shapes[3] and "no GPU" in shapes[3] and "nan" not in shapes[3]
     assert "1 " in render_tables.TABLES["loss_memory"]([ours, focal, none]).splitlines()[2]
-
-
-def test_the_table_of_the_loss_is_of_a_shape_that_is_measured():
-    wanted = dict(zip(SHAPE, TARGET))
-    for device in ("cpu", "cuda"):
-        found = [as_text([x])[0] for x in bench_loss.cases(device, False)]
-        assert any(wanted.items() <= x.items() for x in found)
-    assert BENCH_TABLES.keys() <= render_tables.TABLES.keys()
 
 
 def test_a_target_is_held_against_the_worst_of_its_rows():

@@ -4,13 +4,9 @@ No test asks how long anything took.
 """
 
 import math
-import os
-from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 import bench_iteration
@@ -18,11 +14,9 @@ import bench_loss
 import bench_roi
 import bench_rpn
 import rivals
-import rows
 import timing
 from helpers.benchmarks_cases import NUMBERS, check
 from helpers.tiny import anchor_order
-from helpers.tiny_run import call_main
 
 K, A = 4, 2
 
@@ -86,20 +80,6 @@ def test_in_half_precision_they_are_computed_in_float32(name, monkeypatch):
     assert all(g.dtype == torch.bfloat16 for g in torch.autograd.grad(loss, levels))
 
 
-def test_a_loss_that_does_not_compile_is_a_row_with_the_reason(monkeypatch):
-    def fails():
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(rivals, "_compiled_formula", fails)
-    found = bench_loss.measure(bench_loss.cases("cpu", True)[0], "cpu", 0)
-    (row,) = [r for r in found if r["loss"] == "compiled"]
-    assert row == {"loss": "compiled", "reason": "does not compile: RuntimeError"}
-    monkeypatch.setattr(rivals, "_compiled_formula", lambda: rivals._formula)
-    monkeypatch.setitem(rivals.LOSSES, "plain", lambda *args: fails())
-    with pytest.raises(RuntimeError, match="no compiler"):  # of another loss it is a mistake
-        bench_loss.measure(bench_loss.cases("cpu", True)[0], "cpu", 0)
-
-
 def test_functions_take_turns_and_another_begins_each_round():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
@@ -115,81 +95,6 @@ def test_ratios_are_of_the_same_round():
     assert found["ratio"] == pytest.approx(2)  # of 1, 2, 3; the medians' is 2 by chance
     assert found["ratio_10"] == pytest.approx(1.2) and found["ratio_90"] == pytest.approx(2.8)
     assert timing.summary([1, 9, 4], [1, 3, 4])["ratio"] == pytest.approx(1)
-
-
-def test_a_heap_is_chosen_for_a_process_of_its_own(monkeypatch):
-    name = "MALLOC_TRIM_THRESHOLD_"
-    monkeypatch.delenv(name, raising=False)
-    assert timing.in_own_process("kept", os.getenv, name) == timing.HEAPS["kept"][name]
-    assert timing.in_own_process("default", os.getenv, name) is None
-    assert name not in os.environ
-
-
-def run_here(monkeypatch, capsys, path, *words, cases, measure):
-    """``rows.run`` without a process of its own; returns the rows of the file."""
-    monkeypatch.setattr(rows, "in_own_process", lambda heap, function, *args: function(*args))
-
-    class Script:
-        @staticmethod
-        def main():
-            rows.run("doc", cases, measure, ["device", "loss", "ms"])
-
-    code, out, err = call_main(Script, ["x", "--output", path, *words], monkeypatch, capsys)
-    assert code == 0, err
-    return rows.read_csv(path), out
-
-
-def cases(device, quick):
-    return [{"shape": "small" if quick else "large"}]
-
-
-def measure(case, device, seconds):
-    return [{"loss": name, "ms": 1 / 3, "syncs": None} for name in ("ours", "theirs")]
-
-
-VERSIONS = ("device_name", "python", "torch", "torchvision", "detectron2")
-
-
-def test_every_row_says_where_and_with_what(monkeypatch, capsys, tmp_path):
-    path = str(tmp_path / "new" / "x.csv")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found, out = run_here(
-        monkeypatch, capsys, path, "--threads", str(torch.get_num_threads()), "--quick",
-        cases=cases, measure=measure,
-    )  # fmt: skip
-    assert [(r["device"], r["heap"], r["loss"], r["reason"]) for r in found] == [
-        ("cpu", "kept", "ours", ""),
-        ("cpu", "kept", "theirs", ""),
-        ("cpu", "default", "ours", ""),
-        ("cpu", "default", "theirs", ""),
-        ("cuda", "", "", "no GPU"),
-    ]
-    assert all(r["shape"] == "small" for r in found)
-    assert all(r[c] for r in found[:4] for c in VERSIONS)
-    assert found[0]["torch"] == torch.__version__ and "CPU" in found[0]["device_name"]
-    assert found[0]["ms"] == "0.333333" and found[0]["syncs"] == ""
-    assert found[4]["ms"] == "" and out.count("theirs") == 2
-
-
-def test_a_run_on_one_machine_keeps_the_rows_of_the_other():
-    cpu, gpu = {"device": "cpu", "ms": "1"}, {"device": "cuda", "ms": "2"}
-    none = {"device": "cuda", "ms": "", "reason": "no GPU"}
-    again = {"device": "cpu", "ms": "3"}
-    assert rows.merge([], [cpu, none]) == [cpu, none]
-    assert rows.merge([cpu, none], [again, none]) == [again, none]
-    assert rows.merge([cpu, gpu], [again, none]) == [again, gpu]
-    assert rows.merge([cpu, none], [gpu]) == [cpu, gpu]
-    assert rows.merge([cpu, gpu], [again]) == [again, gpu]
-
-
-def test_a_file_that_cannot_be_written_is_known_before_the_work(monkeypatch, capsys, tmp_path):
-    class Script:
-        @staticmethod
-        def main():
-            rows.run("doc", cases, None, [])
-
-    code, _, err = call_main(Script, ["x", "--output", tmp_path], monkeypatch, capsys)
-    assert code == 2 and "--output" in err and "is a folder" in err
 
 
 def one_round(functions, seconds, **settings):
@@ -243,25 +148,6 @@ def test_an_iteration_is_measured(monkeypatch):
     check(found, (*NUMBERS, "peak_mb"))
 
 
-def test_features_of_random_weights_are_of_the_size_of_trained_ones():
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            norms = [FrozenBatchNorm2d(4), FrozenBatchNorm2d(2)]
-            convs = [torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3)]
-            self.backbone = torch.nn.Sequential(convs[0], norms[0], convs[1], norms[1])
-
-        def preprocess_image(self, batch):
-            return SimpleNamespace(tensor=torch.stack(batch))
-
-    torch.manual_seed(0)
-    model, batch = Model(), [1000 * torch.rand(3, 20, 20) for _ in range(2)]
-    bench_iteration.calibrate(model, batch)
-    features = model.backbone(torch.stack(batch))
-    torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(features.std(dim=(0, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
-
-
 def test_proposals_are_those_of_the_first_stage():
     with EventStorage() as storage:
         storage.put_scalar("roi_head/num_fg_samples", 7)
@@ -270,14 +156,6 @@ def test_proposals_are_those_of_the_first_stage():
         storage.put_scalar("stage1/roi_head/num_bg_samples", 992)
     assert bench_iteration.proposals(storage) == {"proposals": 997, "foreground": 7}
     assert bench_iteration.proposals(EventStorage()) == {}
-
-
-def test_every_detector_has_its_baseline():
-    assert len(bench_iteration.cases("cpu", True)) == 7
-    assert len(bench_iteration.cases("cuda", False)) == 14
-    for name, end in bench_iteration.DETECTORS.items():
-        for path in (f"configs/{name}_R_50_FPN_1x{end}.py", f"configs/{name}_R_50_FPN_1x.py"):
-            assert bench_iteration.load_config(path, []).model
 
 
 def test_the_roi_heads_are_measured(monkeypatch):
@@ -289,17 +167,3 @@ def test_the_roi_heads_are_measured(monkeypatch):
     found = bench_roi.measure(case, "cpu", 0)
     assert [r["variant"] for r in found] == ["512 sampled", "all", "all, 128 masks"]
     check(found, (*NUMBERS, "peak_mb", "foreground"))
-
-
-def test_proposals_are_apart_inside_the_image_and_some_of_them_foreground():
-    objects = Boxes(torch.tensor([[10.0, 20.0, 110.0, 90.0], [300.0, 200.0, 420.0, 390.0]]))
-    torch.manual_seed(0)
-    made = bench_roi.proposals_near(Instances((400, 600), gt_boxes=objects))
-    boxes = made.proposal_boxes
-    assert len(made) == 1000
-    assert boxes.tensor.min() >= 0 and (boxes.tensor.max(dim=0).values[2:] <= 600).all()
-    assert boxes.tensor[:, 3].max() <= 400
-    overlaps = pairwise_iou(boxes, boxes).fill_diagonal_(0)
-    assert overlaps.max() <= 0.7
-    foreground = (pairwise_iou(boxes, objects) >= 0.5).any(dim=1)
-    assert 5 <= foreground.sum() <= 60
