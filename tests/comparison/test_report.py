@@ -37,7 +37,9 @@ class Page:
         body = root.find("body")
         self.text = " ".join(" ".join(body.itertext()).split())
         self.missing = re.findall(r"Missing: (.*?)\.(?: |$)", self.text)
-        self.cells = [" ".join((x.text or "").split()) for x in body.iter() if x.tag in ("td", "th")]
+        self.cells = [
+            " ".join((x.text or "").split()) for x in body.iter() if x.tag in ("td", "th")
+        ]
         self.images = {}
         for x in body.iter():
             if x.tag == "h2":
