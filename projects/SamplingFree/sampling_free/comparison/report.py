@@ -88,8 +88,10 @@ def write_report(path: str, runs: list[dict], folder: str | None = None):
         groups.setdefault(tuple(run.get(key) for key in GROUP), []).append(run)
     rows = summarize(runs)
     names = [row["name"] for row in rows if not row["at_default_threshold"]]
-    looks = map(figures.color_of, range(len(names)))
-    variants = [Variant(*x, *look) for *x, look in zip(names, groups.values(), looks)]
+    variants = [
+        Variant(name, group, *figures.color_of(n))
+        for n, (name, group) in enumerate(zip(names, groups.values()))
+    ]
     configs = {os.path.splitext(os.path.basename(r.get("config") or ""))[0] for r in runs} - {""}
     templates = Environment(loader=PackageLoader(__package__, "."), autoescape=True)
     page = templates.get_template("report.html").render(
