@@ -1,5 +1,6 @@
 """Runs side by side, their locks and processes, and what they leave."""
 
+import fcntl
 import json
 import os
 import socket
@@ -91,7 +92,7 @@ class TestSideBySide:
         assert [r["seed"] for r in records] == [0, 1]
         order = [w for call in stage.calls() for w in call if w.startswith("train.seed")]
         assert order == ["train.seed=1", "train.seed=0"], "what is free goes first"
-        assert f"remove {lock.path}" in capsys.readouterr().out
+        assert f"waits for process {os.getpid()} on " in capsys.readouterr().out
         assert waited == [0.05] * 3
 
     def test_an_interrupt_ends_the_processes_and_keeps_what_is_done(self, stage):
@@ -114,29 +115,52 @@ class TestLock:
     def test_it_is_taken_once(self, tmp_path):
         folder = str(tmp_path / "run")
         first, second = Lock(folder), Lock(folder)
-        assert first.take() and not second.take()
-        assert second.holder() == {"pid": os.getpid(), "host": socket.gethostname()}
+        assert first.take() and not first.take() and not second.take()
+        assert second.holder() == f"process {os.getpid()} on {socket.gethostname()}"
         first.release()
-        assert second.take() and os.listdir(folder) == ["lock.json"]
+        assert os.listdir(folder) == [] and second.take() and not first.take()
 
-    def test_that_of_a_dead_process_is_void_on_its_own_machine_alone(self, tmp_path):
-        dead = subprocess.Popen([sys.executable, "-c", ""])
-        dead.wait()
-        for host, is_free in (socket.gethostname(), True), ("elsewhere", False):
-            lock = Lock(str(tmp_path / host))
-            os.makedirs(lock.folder)
-            Path(lock.path).write_text(json.dumps({"pid": dead.pid, "host": host}))
-            assert lock.take() is is_free
+    def test_a_file_that_was_removed_meanwhile_is_no_lock(self, tmp_path, monkeypatch):
+        first, second, third = (Lock(str(tmp_path)) for _ in range(3))
+        assert first.take()
+        flock = fcntl.flock
 
-    def test_it_holds_while_the_run_lives_though_the_comparison_was_killed(self, tmp_path):
-        dead = subprocess.Popen([sys.executable, "-c", ""])
-        dead.wait()
-        lock = Lock(str(tmp_path))
-        Path(lock.path).write_text(json.dumps({"pid": dead.pid, "host": socket.gethostname()}))
-        lock.add(os.getpid())
-        assert not lock.take()
-        lock.add(dead.pid)
-        assert lock.take()
+        def late(descriptor, how):
+            monkeypatch.setattr(fcntl, "flock", flock)
+            first.release()
+            assert third.take()
+            flock(descriptor, how)  # of the file that is no longer there
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        assert not second.take()
+
+    def test_that_of_a_killed_comparison_holds_while_its_run_lives(self, tmp_path):
+        code = (
+            "import os, sys; from sampling_free.comparison.lock import Lock;"
+            "from sampling_free.comparison.subprocesses import Processes;"
+            "place, out, pipe = sys.argv[1:]; lock = Lock(place); assert lock.take();"
+            "code = 'import sys; print(0, flush=True); open(sys.argv[1]).read()';"
+            "run = [sys.executable, '-c', code, pipe];"
+            "Processes().call(run, out, dict(os.environ), (lock.descriptor,))"
+        )
+        place, out, pipe = (str(tmp_path / name) for name in ("run", "out", "pipe"))
+        os.mkfifo(pipe)
+        end = os.open(pipe, os.O_RDWR)
+        try:
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            words = [sys.executable, "-c", code, place, out, pipe]
+            comparison = subprocess.Popen(words, env=environment)
+            while not (os.path.exists(out) and Path(out).read_text()):
+                assert comparison.poll() is None
+            comparison.kill()
+            comparison.wait()
+            lock = Lock(place)
+            assert not lock.take()
+        finally:
+            os.close(end)  # ends the run
+        while not lock.take():
+            pass
+        lock.release()
 
 
 class TestProcess:

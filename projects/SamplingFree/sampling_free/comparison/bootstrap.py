@@ -5,7 +5,8 @@
 
 The drawings depend on nothing but the number of images, so that two runs on one test set are
 drawn alike and their differences are paired (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993, chapter 13: percentile intervals).
+Bootstrap, 1993, chapter 13: percentile intervals). `scipy.stats.bootstrap` would need the
+detections of all runs at once; a record keeps the APs of its drawings, for any later pair of runs.
 
 Legend: B drawings, I images, D detections and G objects of one class.
 """

@@ -48,13 +48,14 @@ class Workshop:
     processes: Processes
     detections: Detections
 
-    def train(self, planned):
+    def train(self, planned, lock: Lock):
         """Trains and evaluates, a baseline at its usual threshold too; from any thread.
 
         A training that was interrupted goes on from its last checkpoint.
 
         Args:
-            planned (Planned): its folder is locked, and :func:`prepare` has been called.
+            planned (Planned): :func:`prepare` has been called.
+            lock: of its folder, taken; the process of the run holds it too.
 
         Returns:
             Ended: of the training. Its memory is None where it went on from a checkpoint, be it the
@@ -66,7 +67,6 @@ class Workshop:
         folder = planned.folder
         extra = [*planned.extra, f"train.output_dir={quoted(folder)}"]
         resume = ["--resume"] if os.path.exists(os.path.join(folder, "last_checkpoint")) else []
-        lock = Lock(folder)
         ended = self._call([*resume, *planned.run.arguments(extra)], folder, lock)
         if resume:
             ended = ended._replace(peak_memory_mib=None)
@@ -86,7 +86,7 @@ class Workshop:
             [sys.executable, self.train_net, *arguments],
             os.path.join(folder, "output.txt"),
             {**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-            lock.add,
+            (lock.descriptor,),
         )
 
     def record(self, planned, ended) -> dict:

@@ -6,82 +6,55 @@ import json
 import os
 import socket
 
-from ..utils.files import write_json
-
 FILE_NAME = "lock.json"
 
 
 class Lock:
-    """Held from :meth:`take` to :meth:`release`; left by a process that has died it is void.
+    """Held from :meth:`take` to :meth:`release`, or till all processes that have it are dead.
+
+    The system's lock of an open file, as `filelock` takes it. That keeps its descriptor to itself;
+    here the process of a run gets it, which may outlive a comparison that was killed.
 
     Args:
-        folder (str): made if need be; the lock file lies in it.
+        folder: made if need be; the lock file lies in it.
     """
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder: str):
         self.path = os.path.join(folder, FILE_NAME)
+        self.descriptor: int | None = None
 
     def take(self) -> bool:
-        """Takes the lock.
-
-        Returns:
-            False if another process holds it.
-        """
-        os.makedirs(self.folder, exist_ok=True)
-        with self._one_at_a_time():
-            if self._is_void():
-                os.remove(self.path)
-            try:
-                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                return False
-            with os.fdopen(handle, "w") as f:
-                json.dump({"pid": os.getpid(), "host": socket.gethostname()}, f)
-        return True
+        """Takes the lock; False if another process holds it."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        descriptor, taken = os.open(self.path, os.O_CREAT | os.O_RDWR), False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it may have removed the file since it was opened here.
+            if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                os.truncate(descriptor, 0)
+                holder = {"pid": os.getpid(), "host": socket.gethostname()}
+                os.write(descriptor, json.dumps(holder).encode())
+                self.descriptor, taken = descriptor, True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            if not taken:
+                os.close(descriptor)
+        return taken
 
     def release(self):
+        """Gives it back, and takes it from the processes of the run."""
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.path)
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
+        self.descriptor = None
 
-    def add(self, pid):
-        """Holds it for a process of the run too, which may outlive a comparison that was killed."""
-        write_json(self.path, {**self.holder(), "run": pid})
-
-    def holder(self):
-        """dict: `pid` and `host` of who holds it, and `run`, the pid of the run once it has begun.
-
-        Empty if nobody does, or if it is unreadable.
-        """
+    def holder(self) -> str:
+        """Who took it last, in words."""
         try:
             with open(self.path) as f:
-                return dict(json.load(f))
-        except (OSError, ValueError, TypeError):
-            return {}
-
-    @contextlib.contextmanager
-    def _one_at_a_time(self):
-        """Of two that find a void lock on this machine, the second finds the first one's."""
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
-
-    def _is_void(self):
-        """Only on the machine that it is of can processes be known to have died."""
-        holder = self.holder()
-        if holder.get("host") != socket.gethostname():
-            return False
-        return not any(_lives(holder[key]) for key in ("pid", "run") if key in holder)
-
-
-def _lives(pid):
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of somebody else
-        return True
-    return True
+                found = json.load(f)
+            return f"process {found['pid']} on {found['host']}"
+        except (OSError, ValueError, TypeError, KeyError):
+            return "another process"

@@ -87,7 +87,7 @@ class SideBySide:
                     if not self._prepare(one, lock):
                         bar.update()
                         continue
-                    running[pool.submit(self.workshop.train, one)] = one, lock
+                    running[pool.submit(self.workshop.train, one, lock)] = one, lock
                     continue
                 lock.release()
             if record is None:
@@ -144,9 +144,8 @@ class SideBySide:
     def _tell_of(self, lock, one):
         if one.folder not in self._told:
             self._told.add(one.folder)
-            holder = lock.holder()
-            who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-            tqdm.write(f"{one.run.title}: waits for {who}; if that is gone, remove {lock.path}")
+            who = f"{lock.holder()}, or the run that it began"
+            tqdm.write(f"{one.run.title}: waits for {who}, to give back {lock.path}")
 
 
 def result_line(record):

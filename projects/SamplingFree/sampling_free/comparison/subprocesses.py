@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import NamedTuple, Optional
 
 
@@ -35,7 +35,7 @@ class Processes:
         self._stopped = False
 
     def call(
-        self, command: list[str], output: str, environment: dict, begun: Callable = lambda pid: None
+        self, command: list[str], output: str, environment: dict, descriptors: Collection[int] = ()
     ) -> Ended:
         """Runs a command to its end.
 
@@ -43,7 +43,7 @@ class Processes:
             command:
             output: file that gets what it says; written anew.
             environment: variables.
-            begun: called with the process' id.
+            descriptors: of open files that the process gets.
 
         Raises:
             Stopped: after :meth:`stop`.
@@ -53,10 +53,14 @@ class Processes:
                 if self._stopped:
                     raise Stopped
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env=environment,
+                    pass_fds=descriptors,
                 )
                 self._pids.add(process.pid)
-            begun(process.pid)
             # Not Popen.wait(): only this call knows the memory of one child of several.
             _, status, usage = os.wait4(process.pid, 0)
             with self._lock:
