@@ -16,7 +16,6 @@ from sampling_free.evaluation.best_threshold import (
     FALLBACK_THRESHOLD,
     BestThreshold,
     best_f1,
-    best_f1_threshold,
     pick_threshold,
     precision_recall,
     recall_at_precision,
@@ -50,6 +49,10 @@ def annotation(i, image, category, box, iscrowd=0):
 
 def detection(image, category, box, score):
     return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def best_f1_threshold(coco_gt, detections, iou=0.5):
+    return pick_threshold(match_detections(coco_gt, detections, iou), iou)
 
 
 def overlap(a, b):
