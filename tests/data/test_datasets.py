@@ -220,7 +220,7 @@ MASK_HEADS = [
 
 
 @pytest.mark.parametrize("model", MASK_HEADS, ids=["lazy", "YAML"])
-def test_a_mask_head_needs_masks(stock, model):
+def test_a_mask_head_needs_masks_and_is_evaluated_by_them(stock, model):
     made = stock(_no_mask)
     dicts = load_dataset(made, model)
     mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
@@ -232,11 +232,6 @@ def test_a_mask_head_needs_masks(stock, model):
     mapper.use_instance_mask = False
     with pytest.raises(BadInput, match="dataloader.train.mapper.use_instance_mask=False"):
         check_training_masks(dicts, mapper, model, "some set")
-
-
-@pytest.mark.parametrize("model", MASK_HEADS, ids=["lazy", "YAML"])
-def test_a_mask_head_is_evaluated_by_masks(stock, model):
-    made = stock(_no_mask)
     with pytest.raises(BadInput, match="annotation 4 of image 2 has no sound 'segmentation'"):
         check_ground_truth(evaluator(made), model)
     check_ground_truth(evaluator(made, tasks=["bbox"]), model)
