@@ -1,15 +1,13 @@
 import copy
 import logging
 import math
-import sys
-from collections import Counter
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
-from sampling_free.data import check
+from helpers.tiny import log_lines
 from sampling_free.data.check import (
     check_dataset,
     check_masks,
@@ -25,23 +23,18 @@ from sampling_free.utils.errors import BadInput
 XYXY, XYWH, XYWHA = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS
 BAD_BOXES = [
     ([5, 5, 5, 9], XYXY, "of no area"),
-    ([9, 5, 5, 9], XYXY, "of no area"),
     ([5, 5, 0, 3], XYWH, "of no area"),
-    ([5, 5, 3, -1], XYWH, "of no area"),
     ([5, 5, 0, 4, 0], XYWHA, "of no area"),
     ([40, 5, 50, 9], XYXY, "outside the image"),
-    ([-9, 5, 0, 9], XYXY, "outside the image"),
     ([5, 30, 3, 3], XYWH, "outside the image"),
     ([60, 60, 4, 4, 45], XYWHA, "outside the image"),
     ([math.nan, 5, 6, 9], XYXY, "not finite"),
     ([1, 5, math.inf, 9], XYXY, "not finite"),
     ([1, 5, 3], XYWH, "not 4 numbers"),
     (None, XYWH, "not 4 numbers"),
-    (["a", 1, 2, 3], XYWH, "not 4 numbers"),
     (["1", "2", "3", "4"], XYWH, "not 4 numbers"),
     ([1, 2, [3], 4], XYWH, "not 4 numbers"),
     ([1, 2, 10**30, 4], XYWH, "not 4 numbers"),
-    ([5, 5, 1e-7, 9], XYWH, "of no area"),
     ([40 - 1e-7, 5, 9, 9], XYWH, "outside the image"),
 ]
 GOOD_BOXES = [
@@ -62,14 +55,8 @@ def _record(*boxes, name="a.jpg", **annotation):
 
 @pytest.fixture
 def warnings_of_check():
-    """The messages that ``clean_dicts`` logs, also if the package's loggers do not propagate."""
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger(check.__name__)
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+    with log_lines(level=logging.WARNING) as lines:
+        yield lines
 
 
 @pytest.mark.parametrize("box, mode, reason", BAD_BOXES)
@@ -81,10 +68,9 @@ def test_a_bad_box_is_dropped_with_its_reason(box, mode, reason, warnings_of_che
     assert warnings_of_check == [f"{source}: skipped 1 boxes (1 {reason}) in a.jpg"]
 
 
-@pytest.mark.parametrize("box, mode", GOOD_BOXES)
-def test_a_good_box_is_kept_as_it_is(box, mode, warnings_of_check):
-    (record,) = clean_dicts([_record((box, mode))], "good")
-    assert record["annotations"][0]["bbox"] is box
+def test_a_good_box_is_kept_as_it_is(warnings_of_check):
+    (record,) = clean_dicts([_record(*GOOD_BOXES)], "good")
+    assert all(a["bbox"] is box for a, (box, _) in zip(record["annotations"], GOOD_BOXES))
     assert warnings_of_check == []
 
 
@@ -123,45 +109,25 @@ def test_crowds_are_kept_and_min_size_counts():
 POLYGON = [[1, 1, 9, 1, 9, 9]]
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [[[1, 1, 9, math.nan, 9, 9]], {"size": [30, 40], "counts": [7]}, {"counts": "abc"}],
-    ids=["NaN", "too short", "no size"],
-)
+@pytest.mark.parametrize("mask", [[[1, 1, 9, math.nan, 9, 9]], {"size": [9, 9], "counts": [81]}])
 def test_a_broken_mask_takes_its_box_with_it(mask, warnings_of_check):
-    record = _record(([1, 1, 5, 5], XYXY), ([2, 2, 5, 5], XYXY), segmentation=POLYGON)
-    record["annotations"][0]["segmentation"] = mask
+    # "counts" are of another image; a bitmap, or a form of a user's own, is not looked at.
+    masks = [POLYGON, None, [], {"size": [30, 40], "counts": [1200]}, np.ones((30, 40), bool)]
+    record = _record(*[([i + 1, 1, 9, 9], XYXY) for i in range(6)])
+    for annotation, other in zip(record["annotations"], [mask, *masks]):
+        annotation["segmentation"] = other
     (cleaned,) = clean_dicts([record], f"mask {mask}")
-    assert [a["bbox"] for a in cleaned["annotations"]] == [[2, 2, 5, 5]]
+    assert cleaned["annotations"] == record["annotations"][1:]
     assert "skipped 1 boxes (1 of a broken mask) in a.jpg" in warnings_of_check[0]
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [
-        *(None, [], POLYGON, [[[1, 1], [9, 1], [9, 9]]], {"size": [30, 40], "counts": [1200]}),
-        *(np.ones((30, 40), bool), {"file": "mask.png"}),
-    ],
-    ids=["None", "empty", "polygon", "of pairs", "run lengths", "bitmap", "own"],
-)
-def test_a_sound_mask_and_one_of_another_form_are_kept(mask, warnings_of_check):
-    record = _record(([1, 1, 5, 5], XYXY), segmentation=mask)
-    assert len(clean_dicts([record], "sound masks")[0]["annotations"]) == 1
-    assert warnings_of_check == []
-
-
-def test_sizes_become_whole_numbers():
-    record = {**_record(([1, 1, 5, 5], XYXY)), "width": 40.0, "height": np.int64(30)}
-    (cleaned,) = clean_dicts([record], "sizes")
-    assert [type(cleaned[side]) for side in ("width", "height")] == [int, int]
-    assert (cleaned["width"], cleaned["height"]) == (40, 30)
-
-
-@pytest.mark.parametrize("width", [0, -40, math.nan, math.inf, 40.5, "40", None])
-def test_a_size_that_is_none_is_named(width):
-    record = {**_record(([1, 1, 5, 5], XYXY)), "width": width}
-    with pytest.raises(BadInput, match=r"^src: width=.* of x/a.jpg: give a whole number"):
-        clean_dicts([record], "src")
+def test_sizes_become_whole_numbers_or_are_named():
+    sound = _record(([1, 1, 5, 5], XYXY))
+    (cleaned,) = clean_dicts([{**sound, "width": 40.0, "height": np.int64(30)}], "sizes")
+    assert repr([cleaned["width"], cleaned["height"]]) == "[40, 30]"
+    for width in (0, math.nan, math.inf, 40.5, "40", None):
+        with pytest.raises(BadInput, match=r"^src: width=.* of x/a.jpg: give a whole number"):
+            clean_dicts([{**sound, "width": width}], "src")
 
 
 def test_a_file_name_that_is_not_utf8_is_reported_all_the_same(warnings_of_check):
@@ -169,7 +135,7 @@ def test_a_file_name_that_is_not_utf8_is_reported_all_the_same(warnings_of_check
     assert warnings_of_check == [r"odd name: skipped 1 boxes (1 of no area) in \udcff.jpg"]
 
 
-@pytest.mark.parametrize("first", [{}, {"segmentation": []}, {"segmentation": POLYGON}])
+@pytest.mark.parametrize("first", [{"segmentation": []}, {"segmentation": POLYGON}])
 def test_an_object_without_a_mask_is_named(first):
     record = _record(([1, 1, 5, 5], XYXY), ([1, 1, 5, 5], XYXY))
     record["annotations"][0].update(first)
@@ -193,9 +159,8 @@ def test_classes_of_two_sets_are_the_same_in_the_same_order(warnings_of_check):
     with pytest.raises(BadInput, match="have 2 classes .ant, bee. and 1 .ant.: give both the same"):
         check_same_classes(train, ("test", ["ant"]))
     check_same_classes(train, ("test", ["Ant", "bee"]))
-    assert (
-        len(warnings_of_check) == 1 and "differently (ant, bee; Ant, bee)" in warnings_of_check[0]
-    )
+    (line,) = warnings_of_check
+    assert "differently (ant, bee; Ant, bee)" in line
 
 
 @pytest.mark.parametrize("mode", [None, BoxMode.XYXY_REL])
@@ -221,7 +186,7 @@ def test_a_class_count_that_does_not_fit_names_both_numbers_and_the_way_out():
     )
 
 
-@pytest.mark.parametrize("category", [-1, 2, 7, None, "ant", 0.5])
+@pytest.mark.parametrize("category", [-1, 2, None, "ant", 0.5])
 def test_a_category_outside_the_classes_is_named(category):
     dicts = [_record(([1, 1, 5, 5], XYXY), category_id=category)]
     with pytest.raises(BadInput, match=rf"'ids'.*category_id={category} in x/a.jpg.*0..1"):
@@ -232,12 +197,11 @@ def test_a_category_outside_the_classes_is_named(category):
     "dicts",
     [
         [],
-        [_record()],
-        [{"file_name": "b.jpg"}],
+        [_record(), {"file_name": "b.jpg"}],
         [_record(([5, 5, 5, 5], XYXY))],
         [_record(([1, 1, 5, 5], XYXY), iscrowd=1)],
     ],
-    ids=["no image", "no annotation", "no key", "only bad boxes", "only crowds"],
+    ids=["no image", "no annotation", "only bad boxes", "only crowds"],
 )
 def test_no_annotated_image_at_all(dicts):
     with pytest.raises(BadInput, match=f"'bare': none of its {len(dicts)} images"):
@@ -252,9 +216,6 @@ def test_an_unknown_name_gets_close_matches():
         require_registered(["coco_2017_val", "check_knwon_train"])
     with pytest.raises(BadInput, match="unknown data set 'zzz': register it: .*_ENV_MODULE"):
         require_registered("zzz")
-
-
-def test_an_unknown_name_is_to_be_registered_also_where_one_is_like_it():
     with pytest.raises(BadInput, match="did you mean coco_2017_train.*If not, register it: in the"):
         require_registered("coco_2017_trian")
 
@@ -292,38 +253,11 @@ def test_corners_given_as_width_and_height_are_told(warnings_of_check):
     assert "corners:" not in warnings_of_check[1].replace("no corners:", "")
 
 
-def test_rotated_boxes_are_counted(warnings_of_check):
-    report_implausible([_record(([20, 15, 9, 5, 30], XYWHA), ([1, 1, 9, 9], XYXY))], "turned")
-    assert warnings_of_check == [
-        "turned: 1 of 2 boxes are rotated (XYWHA_ABS); Detectron2's own mapper takes the upright "
-        "rectangle around each"
-    ]
-
-
-def test_crowds_are_counted_and_many_are_a_warning():
+@pytest.mark.parametrize("num_sound, is_warned", [(20, False), (0, True)])
+def test_many_crowds_are_a_warning(num_sound, is_warned):
     crowd = _record(([1, 1, 5, 5], XYXY), iscrowd=1)
-    sound = _record(*[([1, 1, 5, 5], XYXY)] * 20)
-    for dicts, level in (([crowd, sound], logging.INFO), ([crowd, crowd], logging.WARNING)):
-        records = []
-        handler = logging.Handler()
-        handler.emit = records.append
-        logger = logging.getLogger(check.__name__)
-        before = logger.level
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        report_crowds(dicts, f"crowds {level}")
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        assert [r.levelno for r in records] == [level]
-        assert "annotations are crowds (iscrowd=1), which no detector" in records[0].getMessage()
-
-
-def test_many_boxes_take_few_calls_each():
-    dicts, calls = [_record(*[([1, 1, 5, 5], XYWH)] * 50) for _ in range(200)], Counter()
-    before = sys.getprofile()
-    sys.setprofile(lambda frame, event, argument: calls.update([event]))
-    try:
-        clean_dicts(dicts, "many")
-    finally:
-        sys.setprofile(before)
-    assert calls["call"] + calls["c_call"] < 100 * 200 * 50
+    sound = _record(*[([1, 1, 5, 5], XYXY)] * num_sound)
+    with log_lines(level=logging.WARNING) as warnings, log_lines() as lines:
+        report_crowds([crowd, sound], f"crowds {num_sound}")
+    assert "annotations are crowds (iscrowd=1), which no detector" in lines[0]
+    assert bool(warnings) == is_warned

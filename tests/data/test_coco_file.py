@@ -33,22 +33,18 @@ POLYGON = [[1, 1, 5, 1, 5, 5]]
 @pytest.mark.parametrize(
     "key, changes",
     [
-        (None, {}),
         ("images", {"width": 50.0}),
         ("images", {"license": 3, "flickr_url": None}),
-        ("annotations", {"id": 0, "iscrowd": 0}),
-        ("annotations", {"iscrowd": True, "area": None}),
+        ("annotations", {"id": 0, "iscrowd": True, "area": None, "ignore": 0}),
         ("annotations", {"id": "a1", "image_id": 7.0, "category_id": 9.0}),
         ("annotations", {"image_id": 99}),
         ("annotations", {"bbox": [1, 2, float("inf")]}),
         ("annotations", {"keypoints": [1, 2.5, 2]}),
         ("annotations", {"segmentation": None}),
-        ("annotations", {"segmentation": []}),
         ("annotations", {"segmentation": POLYGON}),
         ("annotations", {"segmentation": [[1, 2]]}),
         ("annotations", {"segmentation": {"size": [40, 50], "counts": [2000]}}),
         ("annotations", {"segmentation": {"size": [40, 50], "counts": "PPYo1"}}),
-        ("annotations", {"ignore": 0}),
     ],
 )
 def test_what_detectron2_reads_or_skips_is_let_through(read, key, changes):
@@ -56,35 +52,21 @@ def test_what_detectron2_reads_or_skips_is_let_through(read, key, changes):
     assert found == written
 
 
-def test_a_test_set_needs_no_annotations(tmp_path):
-    image = {"id": 1, "file_name": "a.png", "width": 50, "height": 40}
-    content = {"images": [image], "categories": [{"id": 1, "name": "ant"}]}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    assert read_coco_file(str(tmp_path / "a.json")) == content
-
-
 @pytest.mark.parametrize(
     "key, changes, words",
     [
-        ("images", {"id": None}, "image None has id=None; give it a whole number or text"),
-        ("images", {"id": [7]}, "image [7] has id=[7]"),
+        ("images", {"id": [7]}, "image [7] has id=[7]; give it a whole number or text"),
         ("images", {"id": 7.5}, "image 7.5 has id=7.5"),
         ("images", {"file_name": 7}, "image 7 has file_name=7; give it text"),
         ("images", {"height": -40}, "image 7 has height=-40; give it a whole number of pixels"),
-        ("images", {"height": float("inf")}, "image 7 has height=inf"),
         ("categories", {"id": "9"}, "'categories' have numbers and text as ids"),
         ("categories", {"name": None}, "category 9 has name=None"),
-        ("annotations", {"category_id": "9"}, "annotation 1 of image 7 has category_id='9'"),
         ("annotations", {"category_id": [9]}, "annotation 1 of image 7 has category_id=[9]"),
-        ("annotations", {"iscrowd": None}, "annotation 1 of image 7 has iscrowd=None"),
         ("annotations", {"iscrowd": 2}, "annotation 1 of image 7 has iscrowd=2"),
-        ("annotations", {"bbox": None}, "annotation 1 of image 7 has bbox=None"),
         ("annotations", {"bbox": 5}, "annotation 1 of image 7 has bbox=5, which is no list"),
         ("annotations", {"keypoints": ["1"]}, "annotation 1 of image 7 has 'keypoints'"),
-        ("annotations", {"segmentation": 3}, "annotation 1 of image 7 has a 'segmentation'"),
         ("annotations", {"segmentation": "polygon"}, "annotation 1 of image 7 has a 'segment"),
         ("annotations", {"segmentation": {"size": [40, 50]}}, "has a 'segmentation'"),
-        ("annotations", {"segmentation": {"counts": [2000]}}, "has a 'segmentation'"),
         ("annotations", {"segmentation": {"size": 4, "counts": [4]}}, "has a 'segmentation'"),
     ],
 )

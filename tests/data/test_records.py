@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from helpers.sound_data import CatalogData
 from sampling_free.data.records import CheckedSource, check_at_source, readable_records
-from sampling_free.utils.errors import BadInput
 
 OUTLINE = [5, 5, 25, 5, 25, 20, 5, 20]
 PAIRS = [(5, 5), (25, 5), (25, 20), (5, 20)]
@@ -59,18 +58,15 @@ def set_mask(mask):
 
 
 ALIKE = {
-    "boxes of numpy": (every(lambda a: a.update(bbox=np.array(a["bbox"], np.float32))), None),
     "boxes of torch": (every(lambda a: a.update(bbox=torch.tensor(a["bbox"]))), None),
     "tuples": (every(lambda a: a.update(bbox=tuple(a["bbox"]))), None),
     "mode as a number": (every(lambda a: a.update(bbox_mode=int(a["bbox_mode"]))), None),
-    "classes of numpy": (every(lambda a: a.update(category_id=np.int64(a["category_id"]))), None),
     "classes as 1.0": (every(lambda a: a.update(category_id=float(a["category_id"]))), None),
     "classes as text": (every(lambda a: a.update(category_id=str(a["category_id"]))), None),
     "no mask": (set_mask(None), None),
     "empty masks": (set_mask([[]]), None),
     "pairs": (set_mask([PAIRS]), [OUTLINE]),
     "pairs of numpy": (set_mask([np.array(PAIRS)]), [OUTLINE]),
-    "flat numpy": (set_mask([np.array(OUTLINE, np.float32)]), [OUTLINE]),
     "an empty one beside it": (set_mask([[], OUTLINE]), [OUTLINE]),
 }
 
@@ -128,12 +124,9 @@ def test_a_size_is_read_from_the_file_as_the_mapper_sees_it(tmp_path, orientatio
     assert kept["width"] == 99  # and the mapper says that it is another
 
 
-@pytest.mark.parametrize("file_name", [None, "no such file.jpg"])
-def test_a_size_that_cannot_be_read_stays_away(file_name):
-    assert readable_records([{"file_name": file_name}], "some") == [{"file_name": file_name}]
-
-
 def test_an_unlabeled_set_stays_one():
+    unknown = [{"file_name": None}, {"file_name": "no such file.jpg"}]
+    assert readable_records(unknown, "some") == unknown
     assert readable_records([{"width": 3, "height": 3}], "some") == [{"width": 3, "height": 3}]
     found = readable_records([{"width": 3, "height": 3}, {"annotations": []}], "some")
     assert [record["annotations"] for record in found] == [[], []]
@@ -153,12 +146,3 @@ def test_a_dataset_of_pytorch_passes_as_it_is(register):
     mine = Mine()
     name = register(lambda data: setattr(data, "function", lambda records: mine))
     assert DatasetCatalog.get(name) is mine
-
-
-def test_an_error_of_the_function_says_where(register):
-    def fail(records):
-        raise ZeroDivisionError("some reason")
-
-    name = register(lambda data: setattr(data, "function", fail))
-    with pytest.raises(BadInput, match="fails with ZeroDivisionError: some reason.*; correct it"):
-        DatasetCatalog.get(name)

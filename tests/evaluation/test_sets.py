@@ -8,7 +8,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from helpers.tiny_run import error_line, load, metrics, run, train_net, trainer, write_config
+from helpers.tiny_run import load, metrics, run, trainer, write_config
 from helpers.yaml_files import RETINANET
 from sampling_free.config.cfg_node import lazy_from_cfg_node, read_cfg_node
 from sampling_free.config.load import load_config
@@ -164,19 +164,16 @@ from detectron2.evaluation import COCOEvaluator
 
 class Tripping(COCOEvaluator):
     def __init__(self, dataset_name):
-        raise {error}
+        raise KeyError('tag')
 
 dataloader.evaluator = L(Tripping)(dataset_name="${..test.dataset.names}")
 """
 
 
-@pytest.mark.parametrize("error", ["KeyError('tag')", "ValueError('4 coordinates')"])
-def test_an_evaluator_that_cannot_be_built_stops_before_the_training(tmp_path, error):
-    config = write_config(tmp_path, BROKEN.replace("{error}", error))
-    line = error_line(train_net(config, "train.max_iter=1"))
-    kind, _, what = error.partition("(")
-    assert "data set tiny_val_" in line and kind in line and what[1:-2] in line
-    assert "dataloader.evaluator=null" in line
+def test_an_evaluator_that_cannot_be_built_stops_before_the_training(tmp_path):
+    config = write_config(tmp_path, BROKEN)
+    with pytest.raises(BadInput, match="set tiny_val_.*KeyError: 'tag'.*dataloader.evaluator=null"):
+        trainer(config, "train.max_iter=1")
     assert not (tmp_path / "out" / "prior.json").exists()
 
 

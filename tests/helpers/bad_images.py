@@ -16,6 +16,31 @@ def _truncate(data):
     data.image().write_bytes(data.image().read_bytes()[:2000])
 
 
+def content(data):
+    """Makes this the content of the second training image's file."""
+    return lambda coco: coco.image().write_bytes(data)
+
+
+def image(make, form=None, size=None):
+    """Puts a picture of ``make()`` in place of the second training image."""
+
+    def spoil(data):
+        made = make()
+        made.save(data.image(), format=form)
+        if size:
+            data.size(*size)
+
+    return spoil
+
+
+def of_mode(mode):
+    return lambda: picture(mode=mode)
+
+
+def of_16_bits():
+    return picture(mode="I").point(lambda value: value * 100).convert("I;16")
+
+
 def _rename(data, name, image=2):
     """Gives an image another file name; returns its new path."""
     path = data.folder / "images" / name
@@ -24,30 +49,20 @@ def _rename(data, name, image=2):
     return path
 
 
-@kind("no image at all", STOPPED, "train2.png: cannot be read")
-def _(data):
-    data.image().write_bytes(b"<html>404 Not Found</html>")
+kind("no image at all", STOPPED, "train2.png: cannot be read")(
+    content(b"<html>404 Not Found</html>")
+)
+kind("empty file", STOPPED, "train2.png: cannot be read")(content(b""))
 
 
-@kind("empty file", STOPPED, "train2.png: cannot be read")
-def _(data):
-    data.image().write_bytes(b"")
-
-
-@kind("truncated", STOPPED, "train2.png: cannot be read")
-def _(data):
-    _truncate(data)
-
-
-@kind(
+kind("truncated", STOPPED, "train2.png: cannot be read")(_truncate)
+kind(
     "truncated, with unreadable=skip",
     SKIPPED,
     "train2.png: cannot be read",
     "1 of 4 images",
     overrides=["dataloader.train.unreadable=skip"],
-)
-def _(data):
-    _truncate(data)
+)(_truncate)
 
 
 @kind("truncated, in the evaluated split", STOPPED, "val1.png: cannot be read")
@@ -56,20 +71,20 @@ def _(data):
     path.write_bytes(path.read_bytes()[:2000])
 
 
-@kind("missing", STOPPED, "_train': 1 of its 4 image files are not there, such as ", "train2.png")
-def _(data):
+def _remove(data):
     data.image().unlink()
 
 
-@kind(
+kind("missing", STOPPED, "_train': 1 of its 4 image files are not there, such as ", "train2.png")(
+    _remove
+)
+kind(
     "missing, with unreadable=skip",
     SKIPPED,
     "1 of its 4 image files are not there",
     "skipped 1 of 4 images",
     overrides=["dataloader.train.unreadable=skip"],
-)
-def _(data):
-    data.image().unlink()
+)(_remove)
 
 
 @kind("missing, in the evaluated split", STOPPED, "_val': 1 of its 2 image files are not there")
@@ -90,46 +105,22 @@ def _(data):
     data.image().mkdir()
 
 
-@kind("1 x 1 pixel", TRAINED)
-def _(data):
-    picture((1, 1)).save(data.image())
-    data.size(1, 1)
-
-
-@kind("5,000 x 1 pixels", STOPPED, "train2.png")
-def _(data):
-    picture((5000, 1)).save(data.image())
-    data.size(5000, 1)
-
-
-@kind("6,000 x 4,000 pixels", TRAINED)
-def _(data):
-    Image.new("L", (6000, 4000)).save(data.image())
-    data.size(6000, 4000)
-
-
-@kind("20,000 x 20,000 pixels", STOPPED, "train2.png: cannot be read")
-def _(data):
-    Image.new("1", (20000, 20000)).save(data.image())
-    data.size(20000, 20000)
-
-
-@kind("greyscale", TRAINED)
-def _(data):
-    picture(mode="L").save(data.image())
-
-
-@kind("greyscale of 16 bits", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")
-def _(data):
-    picture(mode="I").point(lambda value: value * 100).convert("I;16").save(data.image())
-
-
-@kind("greyscale of 16 bits with values up to 255", TRAINED)
-def _(data):
-    picture(mode="I").convert("I;16").save(data.image())
-
-
-@kind(
+kind("1 x 1 pixel", TRAINED)(image(lambda: picture((1, 1)), size=(1, 1)))
+kind("5,000 x 1 pixels", STOPPED, "train2.png")(image(lambda: picture((5000, 1)), size=(5000, 1)))
+kind("6,000 x 4,000 pixels", TRAINED)(
+    image(lambda: Image.new("L", (6000, 4000)), size=(6000, 4000))
+)
+kind("20,000 x 20,000 pixels", STOPPED, "train2.png: cannot be read")(
+    image(lambda: Image.new("1", (20000, 20000)), size=(20000, 20000))
+)
+kind("greyscale", TRAINED)(image(of_mode("L")))
+kind("greyscale of 16 bits", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")(
+    image(of_16_bits)
+)
+kind("greyscale of 16 bits with values up to 255", TRAINED)(
+    image(lambda: picture(mode="I").convert("I;16"))
+)
+kind(
     "greyscale of 16 bits, with Detectron2's own loader",
     STOPPED,
     "train2.png: cannot be read",
@@ -141,56 +132,26 @@ dataloader.train = L(build_detection_train_loader)(
 )
 train.max_iter = 20  # until the image comes
 """,
-)
-def _(data):
-    picture(mode="I").point(lambda value: value * 100).convert("I;16").save(data.image())
+)(image(of_16_bits))
 
 
 @kind("greyscale of 16 bits, named .jpg", STOPPED, "train2.jpg: cannot be read", "scale them to")
 def _(data):
-    path = _rename(data, "train2.jpg")
-    picture(mode="I").point(lambda value: value * 100).convert("I;16").save(path, format="PNG")
+    of_16_bits().save(_rename(data, "train2.jpg"), format="PNG")
 
 
-@kind("JPEG 2000 of 16 bits", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")
-def _(data):
-    image = picture(mode="I").point(lambda value: value * 100).convert("I;16")
-    image.save(data.image(), format="JPEG2000")
-
-
-@kind("TIFF of floats from 0 to 1", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")
-def _(data):
-    picture(mode="F").point(lambda value: value * 0.004 + 0).save(data.image(), format="TIFF")
-
-
-@kind("TIFF of floats from 0 to 255", TRAINED)
-def _(data):
-    picture(mode="F").save(data.image(), format="TIFF")
-
-
-@kind("of 1 bit", TRAINED)
-def _(data):
-    picture(mode="1").save(data.image())
-
-
-@kind("greyscale with alpha", TRAINED)
-def _(data):
-    picture(mode="LA").save(data.image())
-
-
-@kind("RGBA", TRAINED)
-def _(data):
-    picture(mode="RGBA").save(data.image())
-
-
-@kind("CMYK", TRAINED)
-def _(data):
-    picture(mode="CMYK").save(data.image(), format="JPEG")
-
-
-@kind("a GIF named .png", TRAINED)
-def _(data):
-    picture(mode="P").save(data.image(), format="GIF")
+kind("JPEG 2000 of 16 bits", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")(
+    image(of_16_bits, "JPEG2000")
+)
+kind("TIFF of floats from 0 to 1", STOPPED, "train2.png: cannot be read", "scale them to 0 to 255")(
+    image(lambda: picture(mode="F").point(lambda value: value * 0.004 + 0), "TIFF")
+)
+kind("TIFF of floats from 0 to 255", TRAINED)(image(of_mode("F"), "TIFF"))
+kind("of 1 bit", TRAINED)(image(of_mode("1")))
+kind("greyscale with alpha", TRAINED)(image(of_mode("LA")))
+kind("RGBA", TRAINED)(image(of_mode("RGBA")))
+kind("CMYK", TRAINED)(image(of_mode("CMYK"), "JPEG"))
+kind("a GIF named .png", TRAINED)(image(of_mode("P"), "GIF"))
 
 
 @kind("EXIF-rotated, annotated as shown", TRAINED)
@@ -209,9 +170,9 @@ def _save_rotated(path, stored):
     picture(stored).save(path, exif=exif)
 
 
-@kind("of another size than annotated", STOPPED, "train2.png: cannot be read (SizeMismatch")
-def _(data):
-    picture((32, 32)).save(data.image())
+kind("of another size than annotated", STOPPED, "train2.png: cannot be read (SizeMismatch")(
+    image(lambda: picture((32, 32)))
+)
 
 
 @kind("file name outside the folder", TRAINED, overrides=PICTURES)

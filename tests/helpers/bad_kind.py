@@ -1,5 +1,6 @@
 """A kind of bad data, and what is expected of it."""
 
+import functools
 from typing import Callable, NamedTuple
 
 STOPPED, SKIPPED, TRAINED = "stopped", "skipped, counted", "trained"
@@ -9,15 +10,15 @@ class Kind(NamedTuple):
     """A way to spoil a data set.
 
     Attributes:
-        place (str): where it is: "image", "COCO", "COCO, evaluated", "VOC",
-            "VOC, evaluated as VOC" or "catalog".
-        name (str): what a reader of the table is told.
-        data (type): CocoData, VocData or CatalogData.
-        spoil (callable): changes the data before they are written.
-        outcome (str): what is to become of it: one of the three above.
-        words (tuple[str]): what the message is to say; none for no message.
-        lines (str): more lines of the config.
-        overrides (tuple[str]): of the command line.
+        place: where it is: "image", "COCO", "COCO, evaluated", "VOC", "VOC, evaluated as VOC" or
+            "catalog".
+        name: what a reader of the table is told.
+        data: CocoData, VocData or CatalogData.
+        spoil: changes the data before they are written.
+        outcome: what is to become of it: one of the three above.
+        words: what the message is to say; none for no message.
+        lines: more lines of the config.
+        overrides: of the command line.
     """
 
     place: str
@@ -42,3 +43,37 @@ def kinds_of(place, data):
         return add
 
     return kinds, kind
+
+
+# --- ways to spoil data --------------------------------------------------------------------
+
+
+def _found(data, path):
+    """The container and the key of a path such as "train.images.1.width"."""
+    *way, key = (int(x) if x.isdigit() else x for x in path.split("."))
+    return functools.reduce(lambda found, name: found[name], way, vars(data)), key
+
+
+def put(value, *paths):
+    """Sets what is at each path below the attributes of the data."""
+
+    def spoil(data):
+        for path in paths:
+            found, key = _found(data, path)
+            found[key] = value
+
+    return spoil
+
+
+def drop(path):
+    """Removes what is at a path."""
+
+    def spoil(data):
+        found, key = _found(data, path)
+        del found[key]
+
+    return spoil
+
+
+def nothing(data):
+    """Leaves the data as they are."""

@@ -14,7 +14,8 @@ from sampling_free.checkpoint.checkpointer import NamingCheckpointer
 from sampling_free.config.load import load_config
 from sampling_free.data.datasets import dataset_names
 from sampling_free.engine.trainer import LazyTrainer
-from sampling_free.evaluation.best_threshold import BestThreshold, best_f1_threshold
+from sampling_free.evaluation.best_threshold import BestThreshold, pick_threshold
+from sampling_free.evaluation.matching import match_detections
 
 EVERYTHING = "model.test_score_thresh=0.0"  # an untrained model scores low
 
@@ -85,7 +86,7 @@ def test_a_model_is_run_and_its_threshold_picked(tiny, main, tmp_path, resume):
     detections = json.loads((out / "inference" / "coco_instances_results.json").read_text())
     assert detections
     picked = BestThreshold.load(tmp_path / "new" / "threshold.json")
-    assert picked == best_f1_threshold(COCO(truth), detections, iou=0.1)
+    assert picked == pick_threshold(match_detections(COCO(truth), detections, iou=0.1), iou=0.1)
     assert len(picked.per_class) == NUM_CLASSES
     *table, last = text.rstrip().splitlines()[-NUM_CLASSES - 4 :]
     assert table[0].split()[:2] == ["class", "threshold"]

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import log_first_n
 
-from ..utils.errors import BadInput, printable
+from ..utils.errors import BadInput
 from .masks import is_sound_mask
-from .records import called, require_categories
+from .records import called, log_once, require_categories
 
-_BOX_LENGTH = {BoxMode.XYXY_ABS: 4, BoxMode.XYWH_ABS: 4, BoxMode.XYWHA_ABS: 5}
+BOX_LENGTH = {BoxMode.XYXY_ABS: 4, BoxMode.XYWH_ABS: 4, BoxMode.XYWHA_ABS: 5}
 _NUM_NAMED = 3  # files or class names that a message spells out
 # Pixels. Detectron2's mapper drops what is thinner than 1e-5 after resizing, and says nothing.
 _NO_SIDE = 1e-3
@@ -63,17 +62,13 @@ def _cleaned(dicts, source, min_size=_NO_SIDE):
             record = {**record, "annotations": kept}
         cleaned.append(record)
     if files:
-        _warn(f"{source}: skipped {_counted(counts)} in {_shortened(files)}")
+        log_once(f"{source}: skipped {_counted(counts)} in {_shortened(files)}")
     return cleaned, counts
 
 
 def _counted(counts):
     what = ", ".join(f"{counts[fault]} {fault}" for fault in sorted(counts))
     return f"{sum(counts.values())} boxes ({what})"
-
-
-def _warn(message, level=logging.WARNING):
-    log_first_n(level, printable(message), name=__name__, key="message")
 
 
 def _with_whole_size(record, source):
@@ -127,13 +122,13 @@ def _by_mode(pairs, source):
 
     All at once, as a conversion per box takes long on COCO.
     """
-    rows = {mode: [] for mode in _BOX_LENGTH}
+    rows = {mode: [] for mode in BOX_LENGTH}
     for i, (record, annotation) in enumerate(pairs):
         mode = annotation.get("bbox_mode")
         if not isinstance(mode, Integral) or mode not in rows:
-            names = ", ".join(m.name for m in _BOX_LENGTH)
+            names = ", ".join(m.name for m in BOX_LENGTH)
             raise BadInput(f"{source}: bbox_mode={mode} in {called(record)}: give one of {names}")
-        if _is_numbers(annotation.get("bbox"), _BOX_LENGTH[mode]):
+        if _is_numbers(annotation.get("bbox"), BOX_LENGTH[mode]):
             rows[mode].append(i)
     return [
         (mode, found, np.array([pairs[i][1]["bbox"] for i in found], dtype=np.float64))
@@ -186,13 +181,13 @@ def report_implausible(dicts: list[dict], source: str):
         is_far = (over > _FAR).any(axis=1)
     if is_far.any():
         first = pairs[np.flatnonzero(is_far)[0]][0]
-        _warn(
+        log_once(
             f"{source}: {is_far.sum()} of {len(pairs)} boxes reach well beyond the image, such as "
             f"in {called(first)}, and are cut at its edge{_mixed_up(pairs, sizes)}"
         )
     rotated = sum(a["bbox_mode"] == BoxMode.XYWHA_ABS for _, a in pairs)
     if rotated:
-        _warn(
+        log_once(
             f"{source}: {rotated} of {len(pairs)} boxes are rotated (XYWHA_ABS); Detectron2's own "
             "mapper takes the upright rectangle around each"
         )
@@ -218,7 +213,7 @@ def report_crowds(dicts, source):
     is_crowd = [bool(a.get("iscrowd", 0)) for _, a in _pairs(dicts)]
     if any(is_crowd):
         level = logging.WARNING if np.mean(is_crowd) > _MANY_CROWDS else logging.INFO
-        _warn(
+        log_once(
             f"{source}: {sum(is_crowd)} of {len(is_crowd)} annotations are crowds (iscrowd=1), "
             "which no detector is trained on",
             level,
@@ -338,7 +333,7 @@ def check_same_classes(first, second):
     lists = f"{_shortened(ours)}; {_shortened(theirs)}"
     if sorted(ours) == sorted(theirs):
         raise BadInput(f"{both} have the same classes in another order ({lists}); give both one")
-    _warn(f"{both} call their classes differently ({lists}); they are compared by position")
+    log_once(f"{both} call their classes differently ({lists}); they are compared by position")
 
 
 def require_registered(names: str | Sequence[str]):

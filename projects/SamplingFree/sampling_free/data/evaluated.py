@@ -5,7 +5,6 @@ far from it, and ends with an error, after hours of training, where a key is mis
 VOC evaluator wants tags that its loader does without.
 """
 
-import logging
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -16,13 +15,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import log_first_n
 
 from ..utils.errors import BadInput
+from .check import BOX_LENGTH
 from .coco_file import called, is_id
 from .masks import is_sound_mask
 from .records import called as called_image
-from .records import is_flat
+from .records import is_flat, log_once
 
 _VOC = "Detectron2's PascalVOCDetectionEvaluator"
 _NO_VOC = (
@@ -50,13 +49,15 @@ def check_evaluated_boxes(content: dict, path: str):
             )
     empty = [called(a) for a in annotations if min(a["bbox"][2:]) <= 0]
     if empty:
-        _warn(
+        log_once(
             f"{path}: the evaluation counts {len(empty)} boxes of no area as missed "
             f"(such as {empty[0]}); correct or remove them"
         )
     for annotation in annotations:
         if annotation["id"] == 0:
-            _warn(f"{path}: the evaluation counts {called(annotation)} as missed; count from 1 up")
+            log_once(
+                f"{path}: the evaluation counts {called(annotation)} as missed; count from 1 up"
+            )
 
 
 def check_evaluated_masks(content, path):
@@ -159,10 +160,9 @@ def _annotation_fault(annotation, is_rotated):
     if mode == BoxMode.XYWHA_ABS and not is_rotated:
         return "a rotated box (XYWHA_ABS)"
     box, mask = annotation.get("bbox"), annotation.get("segmentation")
-    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS):
+    if mode not in [*BOX_LENGTH]:
         return f"bbox_mode={mode}"
-    length = 5 if mode == BoxMode.XYWHA_ABS else 4
-    if not isinstance(box, (list, tuple)) or len(box) != length or not all(map(_is_finite, box)):
+    if not _is_box(box, BOX_LENGTH[mode]):
         return f"bbox={box!r}"
     if mask is not None and (not isinstance(mask, (list, dict)) or not is_sound_mask(mask)):
         return "a 'segmentation' of neither polygons nor run lengths"
@@ -177,12 +177,14 @@ def warn_if_bare(dicts: list[dict], name: str):
         name: of the data set.
     """
     if isinstance(dicts, list) and not any(d.get("annotations") for d in dicts):
-        _warn(f"data set {name!r}: none of its {len(dicts)} images has an object: there is no AP")
+        log_once(
+            f"data set {name!r}: none of its {len(dicts)} images has an object: there is no AP"
+        )
 
 
 def _fault(annotation):
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+    if not _is_box(box, 4):
         return f"bbox={box!r}"
     if not _is_finite(annotation.get("area")):
         return f"area={annotation.get('area')!r}"
@@ -211,9 +213,9 @@ def _voc_fault(path):
     return None
 
 
+def _is_box(box, length):
+    return isinstance(box, (list, tuple)) and len(box) == length and all(map(_is_finite, box))
+
+
 def _is_finite(value):
     return isinstance(value, Real) and math.isfinite(value)
-
-
-def _warn(message):
-    log_first_n(logging.WARNING, message, name=__name__, key="message")

@@ -114,8 +114,7 @@ def readable_records(records: list[dict], source: str) -> list[dict]:
     num_sized = sum("width" in new and "width" not in old for new, old in zip(made, records))
     if num_sized:
         message = f"{source}: the size of {num_sized} images was read from their files; records "
-        message += "with width and height load faster"
-        log_first_n(logging.INFO, printable(message), name=__name__, key="message")
+        log_once(message + "with width and height load faster", logging.INFO)
     return made
 
 
@@ -140,6 +139,11 @@ def _readable(record, source, is_annotated):
 def called(record):
     """What a message calls an image: its file or its id."""
     return record.get("file_name", record.get("image_id"))
+
+
+def log_once(message: str, level: int = logging.WARNING):
+    """Logs a message in one line, the first time that it comes."""
+    log_first_n(level, printable(message), name=__name__, key="message")
 
 
 def _size_of_file(path):

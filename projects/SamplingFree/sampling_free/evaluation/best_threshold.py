@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from ..utils.errors import BadInput
 from ..utils.files import write_json
-from .matching import all_classes, match_detections, matches_from_evaluator
+from .matching import all_classes, matches_from_evaluator
 
 FILE_NAME = "best_threshold.json"
 
@@ -198,13 +198,8 @@ def pick_threshold(by_class, iou: float, precision: float | None = None) -> Best
     )
 
 
-def best_f1_threshold(coco_gt, detections, iou=0.5, class_names=None):
-    """The :class:`BestThreshold` of best F1; arguments as in :func:`match_detections`."""
-    return pick_threshold(match_detections(coco_gt, detections, iou, class_names), iou)
-
-
 def threshold_from_evaluator(coco_evaluator, iou: float = 0.5):
-    """:func:`best_f1_threshold` of what a Detectron2 `COCOEvaluator` has just evaluated.
+    """The thresholds of best F1 of what a Detectron2 `COCOEvaluator` has just evaluated.
 
     Args:
         coco_evaluator (COCOEvaluator): after `evaluate()`; of several processes, the main one's.
