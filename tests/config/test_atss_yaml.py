@@ -1,8 +1,8 @@
-"""ATSS and PAA in YAML configs: every key of theirs reaches the model."""
+"""ATSS and PAA in YAML configs: every key of theirs reaches the model, and nothing else."""
 
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 
 import sampling_free
 from helpers.tiny import batch, train_step
@@ -42,9 +42,8 @@ def _settings(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_registered_built_and_trained_by_its_name(name):
+def test_it_is_built_and_trained_by_its_name(name):
     cls = getattr(sampling_free, name)
-    assert META_ARCH_REGISTRY.get(name) is cls
     prior = [] if name in ("ATSS", "PAA") else ["MODEL.SAMPLING_FREE.PRIOR", 0.01]
     model = build_model(points_cfg(name, *prior))
     assert type(model) is cls
@@ -55,11 +54,9 @@ def test_it_is_registered_built_and_trained_by_its_name(name):
         assert len(model.eval()(batch(1))) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_defaults_are_those_of_the_class(name):
-    found = _settings(build_model(points_cfg(name)))
-    is_paa = name.endswith("PAA")
-    assert found == {
+def defaults(name):
+    is_paa, is_ours = name.endswith("PAA"), name.startswith("Sampling")
+    return {
         "norm": ["GroupNorm"],
         "anchors": [[-4.0 * s, -4.0 * s, 4.0 * s, 4.0 * s] for s in (8, 16, 32, 64, 128)],
         "convolutions": 4 + 4 + 3,
@@ -67,21 +64,22 @@ def test_the_defaults_are_those_of_the_class(name):
         "topk": 9,
         "box_loss_weight": 1.3 if is_paa else 2.0,
         "quality_loss_weight": 0.5 if is_paa else 1.0,
-        "test_score_thresh": 0.001 if name.startswith("Sampling") else 0.05,
+        "test_score_thresh": 0.001 if is_ours else 0.05,
         "test_nms_thresh": 0.6,
         "test_topk_candidates": 1000,
         "max_detections_per_image": 100,
         "focal_loss_alpha": 0.25,
         "focal_loss_gamma": 2.0,
         "head_in_features": ["p3", "p4", "p5", "p6", "p7"],
-        "prior": "auto" if name.startswith("Sampling") else None,
+        "prior": "auto" if is_ours else None,
         "score_voting": True if is_paa else None,
         "iou_threshold": 0.1 if is_paa else None,
-        "guide": "gradient" if name.startswith("Sampling") else None,
+        "guide": "gradient" if is_ours else None,
     }
 
 
-SHARED = {  # key of the detector's node -> value, what it changes, to what
+# Key -> value, what it sets, to what. No two values are alike.
+OWN = {  # of MODEL.SAMPLING_FREE.ATSS and .PAA
     "NORM": ("", "norm", []),
     "ANCHOR_SIZE": (5.0, "anchors", [[-2.5 * s] * 2 + [2.5 * s] * 2 for s in (8, 16, 32, 64, 128)]),
     "TOPK": (4, "topk", 4),
@@ -94,58 +92,40 @@ OF_PAA = {
     "IOU_LOSS_WEIGHT": (0.7, "quality_loss_weight", 0.7),
     "SCORE_VOTING": (False, "score_voting", False),
 }
-KEYS = [("ATSS", k, *v) for k, v in SHARED.items()]
-KEYS += [("PAA", k, *v) for k, v in {**SHARED, **OF_PAA}.items()]
-
-
-def test_these_are_all_keys():
-    cfg = points_cfg("ATSS")
-    for node in ("ATSS", "PAA"):
-        assert set(cfg.MODEL.SAMPLING_FREE[node]) == {k for n, k, *_ in KEYS if n == node}
-
-
-@pytest.mark.parametrize("prefix", ["", "SamplingFree"])
-@pytest.mark.parametrize(("node", "key", "value", "name", "expected"), KEYS)
-def test_every_key_reaches_the_model_and_changes_one_thing(
-    prefix, node, key, value, name, expected
-):
-    arch = prefix + node
-    before = _settings(build_model(points_cfg(arch)))
-    after = _settings(build_model(points_cfg(arch, f"MODEL.SAMPLING_FREE.{node}.{key}", value)))
-    assert {k for k in before if before[k] != after[k]} == {name}
-    assert after[name] == expected
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "name", "expected"),
-    [
-        ("MODEL.RETINANET.NUM_CLASSES", 5, "classes", (5, 5)),
-        ("MODEL.RETINANET.NUM_CONVS", 2, "convolutions", 2 + 2 + 3),
-        ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 77, "test_topk_candidates", 77),
-        ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.4, "focal_loss_alpha", 0.4),
-        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 1.5, "focal_loss_gamma", 1.5),
-        ("TEST.DETECTIONS_PER_IMAGE", 33, "max_detections_per_image", 33),
-        ("MODEL.SAMPLING_FREE.PRIOR", 0.02, "prior", 0.02),
-        ("MODEL.SAMPLING_FREE.PRIOR", "per_class", "prior", "per_class"),
-        ("MODEL.SAMPLING_FREE.GUIDE", "iteration", "guide", "iteration"),
-        ("MODEL.SAMPLING_FREE.GUIDE", 0.5, "guide", 0.5),
-    ],
-)
-@pytest.mark.parametrize("name_of_class", ["SamplingFreeATSS", "SamplingFreePAA"])
-def test_so_do_the_shared_keys(name_of_class, key, value, name, expected):
-    before = _settings(build_model(points_cfg(name_of_class)))
-    after = _settings(build_model(points_cfg(name_of_class, key, value)))
-    assert {k for k in before if before[k] != after[k]} == {name}
-    assert after[name] == expected
-
-
-@pytest.mark.parametrize("name", ["SamplingFreeATSS", "SamplingFreePAA"])
-def test_a_threshold_from_the_prior_wins_over_the_detectors_number(name):
-    pairs = ["MODEL.SAMPLING_FREE.TEST_SCORE_THRESH", "prior", "MODEL.SAMPLING_FREE.PRIOR", 0.01]
-    assert build_model(points_cfg(name, *pairs)).test_score_thresh == pytest.approx(0.03)
+SHARED = {
+    "MODEL.RETINANET.NUM_CLASSES": (5, "classes", (5, 5)),
+    "MODEL.RETINANET.NUM_CONVS": (2, "convolutions", 2 + 2 + 3),
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": (77, "test_topk_candidates", 77),
+    "MODEL.RETINANET.FOCAL_LOSS_ALPHA": (0.4, "focal_loss_alpha", 0.4),
+    "MODEL.RETINANET.FOCAL_LOSS_GAMMA": (1.5, "focal_loss_gamma", 1.5),
+    "TEST.DETECTIONS_PER_IMAGE": (33, "max_detections_per_image", 33),
+}
+OURS = {
+    "MODEL.SAMPLING_FREE.PRIOR": (0.02, "prior", 0.02),
+    "MODEL.SAMPLING_FREE.GUIDE": ("frozen", "guide", "frozen"),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_defaults_are_those_of_the_class_and_every_key_reaches_the_model(name):
+    assert _settings(build_model(points_cfg(name))) == defaults(name)
+    kind = "PAA" if name.endswith("PAA") else "ATSS"
+    own = {**OWN, **(OF_PAA if kind == "PAA" else {})}
+    assert set(points_cfg(name).MODEL.SAMPLING_FREE[kind]) == set(own)
+    keys = {f"MODEL.SAMPLING_FREE.{kind}.{k}": v for k, v in own.items()} | SHARED
+    keys |= OURS if name.startswith("Sampling") else {}
+    pairs = [x for key, (value, *_) in keys.items() for x in (key, value)]
+    expected = {what: value for _, what, value in keys.values()}
+    assert _settings(build_model(points_cfg(name, *pairs))) == {**defaults(name), **expected}
+
+
+def test_a_threshold_from_the_prior_wins_over_the_detectors_number():
+    pairs = ["MODEL.SAMPLING_FREE.TEST_SCORE_THRESH", "prior", "MODEL.SAMPLING_FREE.PRIOR", 0.01]
+    model = build_model(points_cfg("SamplingFreePAA", *pairs))
+    assert model.test_score_thresh == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("name", ["ATSS", "SamplingFreePAA"])
 def test_the_head_starts_from_retinanets_prior_until_one_is_measured(name):
     model = build_model(points_cfg(name, "MODEL.RETINANET.PRIOR_PROB", 0.2))
     assert model.head.cls_score.bias.sigmoid().tolist() == pytest.approx([0.2] * 3)

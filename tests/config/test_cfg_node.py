@@ -1,101 +1,72 @@
 """Detectron2's YAML configs: the keys of this project, and which files they are."""
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, FastRCNNOutputLayers
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 
 import sampling_free
-from helpers.tiny_run import (
-    write_config,
-)
+from helpers.tiny_run import environment, write_config
 from helpers.yaml_files import FASTER, RETINANET, ROOT, message, zoo
-from sampling_free import BadInput, add_sampling_free_config
+from sampling_free import BadInput
 from sampling_free.config.cfg_node import is_cfg_node_file
 from sampling_free.config.load import load_config
 
-# The keys of this project ----------------------------------------------------------------------
+IN_A_NEW_PROCESS = """
+import sampling_free
+from detectron2.config import get_cfg
+sampling_free.add_sampling_free_config(get_cfg())
+from detectron2.modeling import (
+    META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+)
+for registry in (META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY):
+    print(*sorted(n for n, x in registry if x.__module__.startswith("sampling_free")))
+"""
 
 
-def test_the_keys_and_their_defaults():
-    cfg = get_cfg()
-    before = cfg.clone()
-    assert add_sampling_free_config(cfg) is None
-    assert cfg.MODEL.SAMPLING_FREE == {
-        "PRIOR": None,
-        "GUIDE": None,
-        "BOX_REG_LOSS_WEIGHT": 1.0,
-        "SOFTMAX_PRIOR": None,
-        "MAX_MASK_POSITIVES": None,
-        "TEST_SCORE_THRESH": None,
-        "FCOS": {
-            "NORM": "GN",
-            "CENTER_SAMPLING_RADIUS": 1.5,
-            "SCORE_THRESH_TEST": 0.0316,
-            "NMS_THRESH_TEST": 0.6,
-        },
-        "ATSS": {
-            "NORM": "GN",
-            "ANCHOR_SIZE": 8.0,
-            "TOPK": 9,
-            "BOX_LOSS_WEIGHT": 2.0,
-            "SCORE_THRESH_TEST": None,
-            "NMS_THRESH_TEST": 0.6,
-        },
-        "PAA": {
-            "NORM": "GN",
-            "ANCHOR_SIZE": 8.0,
-            "TOPK": 9,
-            "IOU_THRESHOLD": 0.1,
-            "BOX_LOSS_WEIGHT": 1.3,
-            "IOU_LOSS_WEIGHT": 0.5,
-            "SCORE_VOTING": True,
-            "SCORE_THRESH_TEST": None,
-            "NMS_THRESH_TEST": 0.6,
-        },
-    }
-    del cfg.MODEL["SAMPLING_FREE"]
-    assert cfg == before
-    assert sampling_free.add_sampling_free_config is add_sampling_free_config
+def test_the_keys_make_every_class_known_to_detectron2():
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_NEW_PROCESS],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split() for line in done.stdout.splitlines()[-3:]] == [
+        ["ATSS", "GHMRetinaNet", "OHEMRetinaNet", "PAA", "SamplingFreeATSS", "SamplingFreeFCOS",
+         "SamplingFreePAA", "SamplingFreeRetinaNet"],
+        ["GHMRPN", "OHEMRPN", "SamplingFreeRPN"],
+        ["OHEMStandardROIHeads", "SamplingFreeCascadeROIHeads", "SamplingFreeRes5ROIHeads",
+         "SamplingFreeStandardROIHeads"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "text, value",
+    "key, text, value",
     [
-        ("0.01", 0.01),
-        ("1e-3", 0.001),  # a string to YAML
-        ("auto", "auto"),
-        ('"auto"', "auto"),
-        ('"0.02"', 0.02),
-        ("null", None),
+        ("PRIOR", "0.01", 0.01),
+        ("PRIOR", "1e-3", 0.001),  # a string to YAML
+        ("PRIOR", "auto", "auto"),
+        ("PRIOR", '"0.02"', 0.02),
+        ("GUIDE", "iteration", "iteration"),
+        ("GUIDE", "1", 1),
     ],
 )
-@pytest.mark.parametrize("by", ["file", "command line"])
-def test_a_prior_is_a_number_or_auto(tmp_path, text, value, by):
+def test_a_key_takes_a_number_or_a_word_by_file_and_by_command_line(tmp_path, key, text, value):
     path = tmp_path / "a.yaml"
-    line = f"  SAMPLING_FREE: {{PRIOR: {text}}}\n" if by == "file" else ""
-    path.write_text(f'_BASE_: "{ROOT / FASTER}"\nMODEL:\n  MASK_ON: False\n{line}')
-    text = {"null": "None", '"0.02"': "0.02"}.get(text, text)
-    overrides = [] if by == "file" else ["MODEL.SAMPLING_FREE.PRIOR", text]
-    cfg = load_config(str(path), overrides, True).cfg
-    assert cfg.MODEL.SAMPLING_FREE.PRIOR == value
-    assert type(cfg.MODEL.SAMPLING_FREE.PRIOR) is type(value)
-
-
-@pytest.mark.parametrize("text, value", [("iteration", "iteration"), ("1", 1), ("0.5", 0.5)])
-@pytest.mark.parametrize("by", ["file", "command line"])
-def test_a_guide_is_a_number_or_iteration(tmp_path, text, value, by):
-    path = tmp_path / "a.yaml"
-    line = f"  SAMPLING_FREE: {{GUIDE: {text}}}\n" if by == "file" else ""
-    path.write_text(f'_BASE_: "{ROOT / RETINANET}"\nMODEL:\n  MASK_ON: False\n{line}')
-    overrides = [] if by == "file" else ["MODEL.SAMPLING_FREE.GUIDE", text]
-    assert load_config(str(path), overrides, True).cfg.MODEL.SAMPLING_FREE.GUIDE == value
+    base = f'_BASE_: "{ROOT / RETINANET}"\n'
+    pair = [f"MODEL.SAMPLING_FREE.{key}", text.strip('"')]
+    for line, overrides in ((f"MODEL: {{SAMPLING_FREE: {{{key}: {text}}}}}\n", []), ("", pair)):
+        path.write_text(base + line)
+        found = load_config(str(path), overrides, True).cfg.MODEL.SAMPLING_FREE[key]
+        assert found == value and type(found) is type(value)
 
 
 def small(cfg):
@@ -133,23 +104,6 @@ BY_HAND = {
 }
 
 
-def registries():
-    return {
-        **dict(META_ARCH_REGISTRY),
-        **dict(PROPOSAL_GENERATOR_REGISTRY),
-        **dict(ROI_HEADS_REGISTRY),
-    }
-
-
-@pytest.mark.parametrize("name", BY_HAND)
-def test_each_class_is_registered_and_built_by_its_name(name):
-    cls = getattr(sampling_free, name)
-    assert registries()[name] is cls
-    base, changes = BY_HAND[name]
-    model = build_model(small(zoo(base, **changes)))
-    assert [type(m) for m in model.modules() if isinstance(m, cls)] == [cls]
-
-
 def of_class(model, cls):
     return [m for m in model.modules() if isinstance(m, cls)]
 
@@ -171,17 +125,16 @@ def built_with_settings(name):
     return build_model(cfg)
 
 
-@pytest.mark.parametrize("name", ["SamplingFreeRetinaNet", "SamplingFreeFCOS", "SamplingFreeRPN"])
-def test_prior_and_guide_reach_the_dense_heads(name):
-    (head,) = of_class(built_with_settings(name), getattr(sampling_free, name))
-    assert head.prior == 0.02 and head.guide.key == 0.5
-    bias = -np.log((1 - 0.02) / 0.02)
-    assert head.classifier_bias.tolist() == pytest.approx([bias] * len(head.classifier_bias))
-
-
-@pytest.mark.parametrize("name", [n for n in BY_HAND if n.endswith("ROIHeads")])
-def test_guide_and_softmax_prior_reach_every_box_predictor(name):
-    model = built_with_settings(name)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_settings_reach_each_class(name):
+    model, cls = built_with_settings(name), getattr(sampling_free, name)
+    (part,) = of_class(model, cls)
+    assert type(part) is cls
+    if not name.endswith("ROIHeads"):
+        assert part.prior == 0.02 and part.guide.key == 0.5
+        bias = -np.log((1 - 0.02) / 0.02)
+        assert part.classifier_bias.tolist() == pytest.approx([bias] * len(part.classifier_bias))
+        return
     predictors = of_class(model, sampling_free.SamplingFreeFastRCNNOutputLayers)
     assert len(predictors) == (3 if "Cascade" in name else 1)
     for predictor in predictors:
@@ -190,18 +143,11 @@ def test_guide_and_softmax_prior_reach_every_box_predictor(name):
         assert scores[:-1].tolist() == pytest.approx([0.003] * 80)
     if "Res5" not in name:
         assert model.roi_heads.max_mask_positives == 7
-
-
-@pytest.mark.parametrize("name", [n for n in BY_HAND if n.endswith("ROIHeads")])
-def test_the_box_predictors_have_the_transforms_of_detectron2s(name):
-    base, _ = BY_HAND[name]
-    stock = build_model(small(zoo(base)))
+    # The transforms of Detectron2's own.
+    stock = of_class(build_model(small(zoo(BY_HAND[name][0]))), FastRCNNOutputLayers)
     found, expected = (
-        [(m.box2box_transform.weights, m.bbox_pred.weight.shape) for m in of_class(model, cls)]
-        for model, cls in (
-            (built_with_settings(name), sampling_free.SamplingFreeFastRCNNOutputLayers),
-            (stock, FastRCNNOutputLayers),
-        )
+        [(m.box2box_transform.weights, m.bbox_pred.weight.shape) for m in heads]
+        for heads in (predictors, stock)
     )
     assert found == expected and len(set(found)) == len(found)
 
@@ -243,7 +189,7 @@ def test_fcos_from_the_yaml_of_retinanet():
     assert [m.num_groups for m in of_class(ours.head, torch.nn.GroupNorm)] == [32] * 8
 
 
-@pytest.mark.parametrize("prior", ["2", "many", "[1]"])
+@pytest.mark.parametrize("prior", ["2", "many"])
 def test_a_prior_that_is_none_is_refused_when_the_model_is_built(prior):
     cfg = small(zoo(RETINANET, MODEL__META_ARCHITECTURE="SamplingFreeRetinaNet"))
     cfg.merge_from_list(["MODEL.SAMPLING_FREE.PRIOR", prior])
@@ -251,12 +197,9 @@ def test_a_prior_that_is_none_is_refused_when_the_model_is_built(prior):
         build_model(cfg)
 
 
-# Which files are YAML configs of Detectron2 ----------------------------------------------------
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.yaml")), ids=lambda p: p.stem)
-def test_the_files_of_the_zoo_are_known(path):
-    assert is_cfg_node_file(str(path))
+def test_the_files_of_the_zoo_are_yaml_configs():
+    paths = [str(p) for p in ROOT.rglob("*.yaml")]
+    assert len(paths) > 50 and all(map(is_cfg_node_file, paths))
 
 
 @pytest.mark.parametrize(
@@ -266,10 +209,8 @@ def test_the_files_of_the_zoo_are_known(path):
         ("a.yml", "# a comment\nSOLVER:\n  MAX_ITER: 3\n", True),
         ("a.yaml", "OUTPUT_DIR : somewhere\n", True),
         ("a.yaml", "model:\n  MODEL: 3\n", False),
-        ("a.yaml", "train:\n  max_iter: 3\n", False),
         ("a.yaml", "", False),
         ("a.py", "MODEL: 3\n", False),
-        ("a.py", "_BASE_: 3\n", False),
     ],
 )
 def test_what_tells_a_yaml_config_of_detectron2(tmp_path, name, text, known):
@@ -278,23 +219,18 @@ def test_what_tells_a_yaml_config_of_detectron2(tmp_path, name, text, known):
 
 
 def test_a_lazy_config_that_a_run_has_saved_is_none(tmp_path):
-    lazy = load_config(write_config(tmp_path))
-    LazyConfig.save(lazy, str(tmp_path / "lazy.yaml"))
-    assert not is_cfg_node_file(str(tmp_path / "lazy.yaml"))
-    LazyConfig.save(load_config(FASTER, [], True), str(tmp_path / "node.yaml"))
-    assert not is_cfg_node_file(str(tmp_path / "node.yaml"))
-
-
-def test_a_saved_lazy_config_with_a_name_in_capitals_is_none(tmp_path):
+    # With a name in capitals too.
     lines = "\nfrom detectron2.model_zoo import get_config\n"
     lines += "SGD = get_config('common/optim.py').SGD\noptimizer = SGD\n"
     lazy = load_config(write_config(tmp_path, lines))
-    LazyConfig.save(lazy, str(tmp_path / "lazy.yaml"))
-    assert not is_cfg_node_file(str(tmp_path / "lazy.yaml"))
-    assert load_config(str(tmp_path / "lazy.yaml")).train == lazy.train
+    for name, cfg in (("lazy", lazy), ("node", load_config(FASTER, [], True))):
+        path = str(tmp_path / f"{name}.yaml")
+        LazyConfig.save(cfg, path)
+        assert not is_cfg_node_file(path)
+        assert load_config(path).train == cfg.train
 
 
-def test_a_key_that_is_unknown_to_detectron2_is_named_with_the_file(tmp_path):
+def test_a_broken_file_is_named(tmp_path):
     texts = "SOLVER: {MAX_ITR: 3}", "SOLVER: {MAX_ITER: three}", "SOLVER: [", "_BASE_: no.yaml"
     for text in texts:
         path = tmp_path / "a.yaml"

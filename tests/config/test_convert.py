@@ -4,47 +4,40 @@ import copy
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.config import LazyCall as L
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import (
-    GeneralizedRCNN,
-    ProposalNetwork,
-)
+from detectron2.config import get_cfg, instantiate
+from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 from helpers.conversions import MEASURED, converted
 from helpers.small_zoo import (
     CASCADE,
+    CASCADE_YAML,
     FAMILIES,
     FCOS_CONFIG,
-    LAZY,
     MASK_FPN,
     RETINANET,
-    ROOT,
-    YAML,
-    check_guides,
-    check_step,
-    classes_of,
     differing,
-    inputs_of,
     leaves,
     loaded,
     small,
     stock,
-    training_step,
 )
-from helpers.tiny import tiny_fpn
+from helpers.tiny_points import points_cfg
 from sampling_free import (
+    ATSS,
+    PAA,
+    SamplingFreeATSS,
     SamplingFreeFastRCNNOutputLayers,
+    SamplingFreePAA,
     SamplingFreeRetinaNet,
-    SamplingFreeRPN,
-    SamplingFreeStandardROIHeads,
     add_sampling_free_config,
     convert,
 )
 
-# What changes, and what does not ---------------------------------------------------------------
+RETINANET_YAML, FASTER_YAML, FAST_YAML, RPN_YAML = (
+    f"COCO-Detection/{name}_R_50_FPN_1x.yaml"
+    for name in ("retinanet", "faster_rcnn", "fast_rcnn", "rpn")
+)
 
 
 def check_printed(keys, changes):
@@ -58,7 +51,7 @@ def check_printed(keys, changes):
     assert not unprinted and not unmade, (unprinted, unmade)
 
 
-@pytest.mark.parametrize("name", LAZY)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_only_what_is_printed_changes_in_a_lazy_config(name, capsys):
     cfg = stock(name)
     result, changes = converted(cfg, capsys)
@@ -66,13 +59,18 @@ def test_only_what_is_printed_changes_in_a_lazy_config(name, capsys):
     check_printed(differing(cfg, result), changes)
     again, more = converted(result, capsys)
     assert more == {} and differing(result, again) == set()
+    quiet, _ = converted(cfg, capsys, quiet=True)
+    assert differing(quiet, result) == set()
 
 
-@pytest.mark.parametrize("name", YAML)
-def test_only_what_is_printed_changes_in_a_yaml_config(name, capsys):
+@pytest.mark.parametrize("name", [RETINANET_YAML, FASTER_YAML, *CASCADE_YAML[:1]])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_only_what_is_printed_changes_in_a_yaml_config(name, frozen, capsys):
     cfg = stock(name)
+    (cfg.freeze if frozen else cfg.defrost)()
     result, changes = converted(cfg, capsys)
-    assert cfg == loaded(name)
+    assert cfg == loaded(name) and "SAMPLING_FREE" not in cfg.MODEL
+    assert result.is_frozen() == result.MODEL.SAMPLING_FREE.is_frozen() == frozen
     added = get_cfg()
     add_sampling_free_config(added)
     keys = differing(cfg, result)
@@ -139,19 +137,19 @@ def test_each_stage_of_a_cascade_is_converted(capsys):
 
 
 YAML_EXPECTED = {
-    "COCO-Detection/retinanet_R_50_FPN_1x.yaml": {
+    RETINANET_YAML: {
         "MODEL.META_ARCHITECTURE": ("RetinaNet", "SamplingFreeRetinaNet"),
         "MODEL.RETINANET.FOCAL_LOSS_ALPHA": ("0.25", "(unused)"),
         "MODEL.RETINANET.FOCAL_LOSS_GAMMA": ("2.0", "(unused)"),
         "MODEL.RETINANET.SCORE_THRESH_TEST": ("0.05", "0.001"),
     },
-    "COCO-Detection/rpn_R_50_FPN_1x.yaml": {
+    RPN_YAML: {
         "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "SamplingFreeRPN"),
         "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": ("1.0", "0.25"),
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": ("256", "(unused)"),
         "MODEL.RPN.POSITIVE_FRACTION": ("0.5", "(unused)"),
     },
-    "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml": {
+    FAST_YAML: {
         "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "SamplingFreeStandardROIHeads"),
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": ("1.0", "0.25"),
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": ("512", "(unused)"),
@@ -162,54 +160,78 @@ YAML_EXPECTED = {
 
 
 @pytest.mark.parametrize("name", YAML_EXPECTED)
-def test_the_changes_of_yaml_configs_are_these(name, capsys):
-    assert converted(stock(name), capsys)[1] == YAML_EXPECTED[name]
-
-
-@pytest.mark.parametrize("name", [*YAML_EXPECTED, "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml"])
 @pytest.mark.parametrize("prior", [None, 0.01])
-def test_it_is_said_whether_the_prior_will_be_measured(name, prior, capsys):
-    cfg = get_cfg()
+def test_the_changes_of_yaml_configs_are_these(name, prior, capsys):
+    cfg = stock(name)
     add_sampling_free_config(cfg)
-    cfg.merge_from_file(str(ROOT / name))
     cfg.MODEL.SAMPLING_FREE.PRIOR = prior
+    capsys.readouterr()
     convert(cfg)
-    has_head = "fast_rcnn" not in name
+    # Whether the prior will be measured is said too.
+    has_head = name != FAST_YAML
     assert (MEASURED in capsys.readouterr().out) == (has_head and prior is None)
+    assert converted(cfg, capsys)[1] == YAML_EXPECTED[name]
 
 
-@pytest.mark.parametrize("name", [MASK_FPN, "COCO-Detection/retinanet_R_50_FPN_1x.yaml"])
-def test_quiet_prints_nothing_and_gives_the_same(name, capsys):
-    quiet, _ = converted(stock(name), capsys, quiet=True)
-    loud, changes = converted(stock(name), capsys)
-    assert differing(quiet, loud) == set() and changes
+POINTS = [(ATSS, SamplingFreeATSS), (PAA, SamplingFreePAA)]
+
+
+@pytest.mark.parametrize(("focal", "ours"), POINTS)
+def test_atss_and_paa_in_a_lazy_config(focal, ours, capsys):
+    node = stock(FCOS_CONFIG).model
+    node._target_, node.topk, node.num_classes = focal, 7, 4
+    node.test_score_thresh = 0.05
+    result, changes = converted(node, capsys)
+    assert changes == {
+        **EXPECTED[FCOS_CONFIG],
+        "model": (focal.__name__, ours.__name__),
+        "model.test_score_thresh": ("0.05", "0.001"),
+    }
+    assert node._target_ is focal and "prior" not in node
+    with torch.device("meta"):
+        before, model = instantiate(node), instantiate(result)
+    assert (type(before), type(model)) == (focal, ours) and model.topk == 7
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in before.state_dict().items()
+    }
+    del node["test_score_thresh"]
+    assert convert(node, quiet=True).test_score_thresh == 0.001
+    node.test_score_thresh = 1e-5
+    assert convert(node, quiet=True).test_score_thresh == 1e-5
+    result.test_score_thresh, result.prior = "per_class", 0.02
+    assert converted(result, capsys) == (result, {})
+
+
+@pytest.mark.parametrize(("focal", "ours"), POINTS)
+def test_atss_and_paa_in_a_cfg_node(focal, ours, capsys):
+    name = focal.__name__
+    key = f"MODEL.SAMPLING_FREE.{name}.SCORE_THRESH_TEST"
+    cfg = points_cfg(name, f"MODEL.SAMPLING_FREE.{name}.TOPK", 7)
+    result, changes = converted(cfg, capsys)
+    expected = dict(YAML_EXPECTED[RETINANET_YAML])
+    del expected["MODEL.RETINANET.SCORE_THRESH_TEST"]  # Detectron2's own
+    expected["MODEL.META_ARCHITECTURE"] = (name, ours.__name__)
+    assert changes == {**expected, key: ("None", "0.001")}
+    model = build_model(result)
+    assert type(model) is ours and model.test_score_thresh == 0.001 and model.topk == 7
+    cfg.merge_from_list([key, 1e-5])
+    assert convert(cfg, quiet=True).MODEL.SAMPLING_FREE[name].SCORE_THRESH_TEST == 1e-5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_whole_config_and_its_model_node_give_the_same_model(name):
+def test_a_whole_config_and_its_model_node_give_the_same_and_references_resolve(name):
     cfg = stock(name)
     whole, node = convert(cfg, quiet=True).model, convert(cfg.model, quiet=True)
     assert differing(whole, node) == set()
-    assert differing(cfg, stock(name)) == set()
-    a, b = small(whole), small(node)
-    assert type(a) is type(b) and classes_of(a) == classes_of(b)
-    a, b = a.state_dict(), b.state_dict()
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_references_still_resolve_after_the_conversion(name, whole):
-    cfg = stock(name)
-    node = convert(cfg, quiet=True).model if whole else convert(cfg.model, quiet=True)
-    if "roi_heads" in node:
-        node.roi_heads.num_classes = 7
-        predictors = node.roi_heads.get("box_predictors") or [node.roi_heads.box_predictor]
-        assert [p.num_classes for p in predictors] == [7] * len(predictors)
-        assert node.roi_heads.mask_head.num_classes == 7
-    else:
-        node.num_classes = 7
-        assert node.head.num_classes == 7
+    for model in (whole, node):
+        if "roi_heads" in model:
+            heads = model.roi_heads
+            heads.num_classes = 7
+            predictors = heads.get("box_predictors") or [heads.box_predictor]
+            assert {p.num_classes for p in (*predictors, heads.mask_head)} == {7}
+        else:
+            model.num_classes = 7
+            assert model.head.num_classes == 7
     assert differing(cfg, stock(name)) == set()
 
 
@@ -239,120 +261,8 @@ def test_a_model_node_without_a_config_around_it():
     node = OmegaConf.create(
         OmegaConf.to_container(stock(RETINANET).model), flags={"allow_objects": True}
     )
-    model = small(convert(node, quiet=True))
+    OmegaConf.set_readonly(node, True)
+    result = convert(node, quiet=True)
+    OmegaConf.set_readonly(result, False)
+    model = small(result)
     assert type(model) is SamplingFreeRetinaNet and model.num_classes == 80
-
-
-# The user's own parts --------------------------------------------------------------------------
-
-
-class OwnRCNN(GeneralizedRCNN):
-    pass
-
-
-def test_own_backbone_head_sizes_and_class_count_of_a_retinanet():
-    cfg = stock(RETINANET)
-    cfg.model.backbone = L(tiny_fpn)()
-    cfg.model.head.input_shape = [ShapeSpec(channels=8)] * 5
-    cfg.model.head.conv_dims = [12]
-    cfg.model.num_classes = 4
-    cfg.model.test_score_thresh = 1e-4  # lower already
-    cfg.model.prior, cfg.model.guide = 0.02, "iteration"  # those of their own stay
-    model = instantiate(convert(cfg, quiet=True).model)
-    assert type(model) is SamplingFreeRetinaNet and model.num_classes == 4
-    assert type(model.backbone) is type(tiny_fpn())
-    assert model.head.cls_score.weight.shape == (9 * 4, 12, 3, 3)
-    assert model.test_score_thresh == 1e-4 and model.prior == 0.02
-    check_guides({**training_step(model, inputs_of(4)), "dense": 0})
-
-
-def test_own_sizes_weights_and_subclass_of_an_rcnn():
-    cfg = stock(MASK_FPN)
-    node = cfg.model
-    node._target_ = OwnRCNN
-    node.roi_heads.num_classes = 2
-    node.roi_heads.box_head.fc_dims = [24]
-    node.roi_heads.box_predictor.input_shape = ShapeSpec(channels=24)
-    node.roi_heads.box_predictor.loss_weight = {"loss_cls": 1.0, "loss_box_reg": 2.0}
-    node.proposal_generator.loss_weight = 3.0
-    node.proposal_generator.box_reg_loss_type = "giou"
-    node.roi_heads.box_predictor.smooth_l1_beta = 0.5
-    result = convert(cfg, quiet=True).model
-    assert result._target_ is OwnRCNN
-    # GIoU has no coordinates to average: times the positive fraction.
-    assert result.proposal_generator.loss_weight == {"loss_rpn_cls": 3.0, "loss_rpn_loc": 1.5}
-    predictor = result.roi_heads.box_predictor
-    assert predictor.loss_weight == {"loss_cls": 1.0, "loss_box_reg": 0.5}
-    assert predictor.smooth_l1_beta == 0.5 and predictor.num_classes == 2
-    assert result.roi_heads.box_head.fc_dims == [24]
-
-
-def test_a_weight_for_both_losses_is_lowered_for_the_box_loss_alone():
-    node = stock(MASK_FPN).model
-    node.proposal_generator.loss_weight = 2.0
-    result = convert(node, quiet=True)
-    assert result.proposal_generator.loss_weight == {"loss_rpn_cls": 2.0, "loss_rpn_loc": 0.5}
-
-
-def test_what_is_sampling_free_already_stays(capsys):
-    cfg = convert(stock(MASK_FPN), quiet=True)
-    cfg.model.proposal_generator.prior = 0.004
-    cfg.model.proposal_generator.loss_weight = {"loss_rpn_loc": 0.125}
-    cfg.model.roi_heads.box_predictor.loss_weight = {"loss_cls": 1.0, "loss_box_reg": 1.0}
-    cfg.model.roi_heads.box_predictor.guide = "frozen"
-    result, changes = converted(cfg, capsys)
-    assert changes == {} and differing(cfg, result) == set()
-
-
-def test_a_model_without_proposal_generator_and_one_without_roi_heads():
-    node = stock(MASK_FPN).model
-    node.proposal_generator = None
-    result = convert(node, quiet=True)
-    assert result.proposal_generator is None
-    assert result.roi_heads._target_ is SamplingFreeStandardROIHeads
-    node = stock(MASK_FPN).model
-    node._target_ = ProposalNetwork
-    del node["roi_heads"], node["input_format"]
-    model = small(convert(node, quiet=True))
-    assert type(model) is ProposalNetwork
-    values = check_step(model, 80)
-    assert set(values) == {"loss_rpn_cls", "loss_rpn_loc"}
-
-
-class MyRetinaNet(SamplingFreeRetinaNet):
-    pass
-
-
-class MyRPN(SamplingFreeRPN):
-    pass
-
-
-class MyHeads(SamplingFreeStandardROIHeads):
-    pass
-
-
-class MyPredictor(SamplingFreeFastRCNNOutputLayers):
-    pass
-
-
-@pytest.mark.parametrize(
-    "name, key, cls",
-    [
-        (RETINANET, "model", MyRetinaNet),
-        (MASK_FPN, "model.proposal_generator", MyRPN),
-        (MASK_FPN, "model.roi_heads", MyHeads),
-        (MASK_FPN, "model.roi_heads.box_predictor", MyPredictor),
-    ],
-)
-def test_what_is_derived_from_a_sampling_free_class_stays(name, key, cls):
-    cfg = stock(name)
-    OmegaConf.select(cfg, key)._target_ = cls
-    result = convert(cfg, quiet=True)
-    assert OmegaConf.select(result, key)._target_ is cls
-
-
-def test_a_node_of_the_users_own_that_is_called_fcos_stays():
-    cfg = get_cfg()
-    cfg.MODEL.FCOS = CfgNode({"THRESH": 0.5})
-    cfg.merge_from_file(str(ROOT / "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
-    assert convert(cfg, quiet=True).MODEL.FCOS.THRESH == 0.5

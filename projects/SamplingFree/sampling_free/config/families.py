@@ -1,6 +1,6 @@
-"""Which sampling-free class stands for which of Detectron2's, and what else a conversion sets.
+"""Which sampling-free class and which baseline stands for which class of Detectron2's.
 
-And which class of a baseline stands for it; see convert.py.
+And what else a conversion sets; see convert.py.
 """
 
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork, RetinaNet
@@ -28,11 +28,14 @@ from ..detectors.roi_heads import (
     SamplingFreeStandardROIHeads,
 )
 from ..detectors.rpn import SamplingFreeRPN
+from ..utils.errors import BadInput
 
 # The authors' final code. FCOS compares it with sqrt(class score * centerness).
 SCORE_THRESH = 1e-3
 FCOS_SCORE_THRESH = round(SCORE_THRESH**0.5, 4)
 COORDINATES = 0.25  # makes a sum over the four coordinates a mean
+UNUSABLE_LOSSES = {"use_fed_loss": "samples the classes", "use_sigmoid_ce": "has no prior"}
+METHOD = ("sampling_free", "all_samples")  # the variants without sampling, see convert.py
 
 # A subclass before its base.
 DENSE = {
@@ -65,18 +68,26 @@ STOCK = {
 }
 
 
-def dense_variants(stock):
-    """list[str]: names of the variants of a dense detector; see convert.py."""
+def dense_variants(stock: type) -> list[str]:
+    """The names of the variants of a dense detector."""
     ours = ["ohem"] * (stock in OHEM) + ["ghm"] * (stock in GHM)
-    return ["sampling_free", "all_samples", "focal", *ours]
+    return [*METHOD, "focal", *ours]
 
 
-def rcnn_variants(has_rpn: bool, roi_heads: type | None):
-    """list[str]: names of the variants of an R-CNN.
+def rcnn_variants(has_rpn: bool, roi_heads: type | None) -> list[str]:
+    """The names of the variants of an R-CNN.
 
     Args:
         has_rpn: or else proposals are precomputed.
         roi_heads: of Detectron2; None for an RPN alone.
     """
     ours = ["ohem"] * (roi_heads is None or roi_heads in OHEM) + ["ghm"] * has_rpn
-    return ["sampling_free", "all_samples", "sampled", *ours]
+    return [*METHOD, "sampled", *ours]
+
+
+def require_applies(name: str, applicable: list[str], named: str) -> None:
+    """Raises BadInput unless the variant is one of those for what is named."""
+    if name not in applicable:
+        raise BadInput(
+            f"{named}: the variant {name!r} does not apply; those that do: {', '.join(applicable)}"
+        )

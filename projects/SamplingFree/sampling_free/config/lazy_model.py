@@ -1,11 +1,10 @@
 """The variants of a LazyConfig's model node; see convert.py."""
 
 from detectron2.config import instantiate
-from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import ROIHeads
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from ..detectors.bias import AUTO, parameter_or_none
 from ..detectors.fcos import SamplingFreeFCOS
@@ -18,6 +17,7 @@ from .families import (
     FCOS_SCORE_THRESH,
     GHM,
     HEADS,
+    METHOD,
     OHEM,
     PREDICTORS,
     PROPOSALS,
@@ -25,11 +25,12 @@ from .families import (
     ROI_HEADS,
     SCORE_THRESH,
     STOCK,
+    UNUSABLE_LOSSES,
     dense_variants,
     rcnn_variants,
+    require_applies,
 )
 
-METHOD = ("sampling_free", "all_samples")
 # Arguments that only the sampling-free classes and the baselines take.
 OURS = (
     "prior",
@@ -49,7 +50,7 @@ RPN_SAMPLES = {"batch_size_per_image": 256, "positive_fraction": 0.5}
 ROI_SAMPLES = {"batch_size_per_image": 512, "positive_fraction": 0.25}
 
 
-def vary_model(node: DictConfig, name: str, changes: list[str]):
+def vary_model(node: DictConfig, name: str, changes: list[str]) -> None:
     """Makes a variant of a LazyConfig's model, in place.
 
     Args:
@@ -58,21 +59,23 @@ def vary_model(node: DictConfig, name: str, changes: list[str]):
         changes: gets a line for each change.
 
     Raises:
-        BadInput: if the variant does not apply; names the first thing that is not known.
+        BadInput: the variant does not apply, or something is not known; names the first such thing.
     """
-    model = CallNode(node, "model", changes)
-    for key, base in (("proposal_generator", RPN), ("roi_heads", ROIHeads)):
-        if _is_a(model, base):
-            model.where = key
-            _vary_rcnn(_Alone(key, model), name)
-            return
-    if model.target in RCNNS or _is_a(model, GeneralizedRCNN):
-        _vary_rcnn(model, name)
+    model = _Call(node, "model", changes)
+    rpn = roi_heads = None
+    if model.is_a(RPN):
+        model.where, rpn = "proposal_generator", model
+    elif model.is_a(ROIHeads):
+        model.where, roi_heads = "roi_heads", model
+    elif model.is_a(*RCNNS):
+        rpn, roi_heads = model.part("proposal_generator"), model.part("roi_heads")
     else:
         _vary_dense(model, name)
+        return
+    _vary_rcnn(rpn, roi_heads, name)
 
 
-class CallNode:
+class _Call:
     """A call of a LazyConfig that notes its changes."""
 
     def __init__(self, node, where, changes):
@@ -86,39 +89,52 @@ class CallNode:
                 f"{where}._target_ = {node._target_}: cannot be imported ({e})"
             ) from None
 
-    def child(self, key):
-        return CallNode(self.node[key], f"{self.where}.{key}", self.changes)
+    def is_a(self, *bases):
+        return isinstance(self.target, type) and issubclass(self.target, bases)
 
-    def children(self, key):
-        """Those of a list, or the one child."""
-        value = self.node[key]
-        if not isinstance(value, ListConfig):
-            return [self.child(key)]
-        return [CallNode(x, f"{self.where}.{key}[{i}]", self.changes) for i, x in enumerate(value)]
+    def part(self, key):
+        """The call at a key; None where there is none."""
+        if self.node.get(key, None) is None:
+            return None
+        return _Call(self.node[key], f"{self.where}.{key}", self.changes)
 
-    def swap(self, table):
+    def predictors(self):
+        """Of RoI heads: those of a cascade, or the one."""
+        if "box_predictors" not in self.node:
+            return [self.part("box_predictor")]
+        where = f"{self.where}.box_predictors"
+        nodes = self.node.box_predictors
+        return [_Call(x, f"{where}[{i}]", self.changes) for i, x in enumerate(nodes)]
+
+    def become(self, new):
+        """Exchanges the target."""
+        if self.target is not new:
+            self.changes.append(f"{self.where}: {class_name(self.target)} -> {class_name(new)}")
+            self.node._target_ = self.target = new
+
+    def swap(self, table, known=()):
         """Exchanges the target; False if it was exchanged before."""
-        if isinstance(self.target, type) and issubclass(self.target, tuple(table.values())):
+        if self.is_a(*table.values()):
             return False
         if self.target not in table:
-            raise BadInput(self.refusal(table))
-        self.changes.append(
-            f"{self.where}: {class_name(self.target)} -> {class_name(table[self.target])}"
-        )
-        self.node._target_ = table[self.target]
+            raise BadInput(self.refusal(table, known))
+        self.become(table[self.target])
         return True
 
-    def refusal(self, table):
-        line = f"{self.where}._target_ = {class_name(self.target)}: cannot be converted"
+    def refusal(self, table, known):
+        line = f"{self.named()}: cannot be converted"
         for base, new in table.items():
-            if isinstance(self.target, type) and issubclass(self.target, base):
+            if self.is_a(base):
                 own = sorted(k for k, v in vars(self.target).items() if callable(v))
                 what = f" with its own {', '.join(own)}" if own else ""
                 return (
                     f"{line}: a subclass of {base.__name__}{what}; derive it from "
                     f"sampling_free.{new.__name__} by hand"
                 )
-        return f"{line}; known: {', '.join(class_name(x) for x in table)}"
+        return f"{line}; known: {', '.join(map(class_name, (*table, *known)))}"
+
+    def named(self):
+        return f"{self.where}._target_ = {class_name(self.target)}"
 
     def set(self, key, value):
         old = self.node.get(key, "(none)")
@@ -170,70 +186,6 @@ class CallNode:
             )
 
 
-def convert_model(node: DictConfig, changes: list[str]):
-    """Makes a LazyConfig's model sampling-free, in place.
-
-    Args:
-        node: the model node; changed in place.
-        changes: gets a line for each change.
-
-    Raises:
-        BadInput: names the first thing that cannot be converted.
-    """
-    model = CallNode(node, "model", changes)
-    if model.target in RCNNS or (
-        isinstance(model.target, type) and issubclass(model.target, GeneralizedRCNN)
-    ):
-        convert_proposals(model)
-        convert_roi_heads(model)
-        return
-    known = isinstance(model.target, type) and issubclass(model.target, tuple(DENSE.values()))
-    if not known and model.target not in DENSE:
-        raise BadInput(model.refusal({**DENSE, **{x: x for x in RCNNS}}))
-    model.require_bias("head", "cls_score")
-    model.swap(DENSE)
-    model.drop("focal_loss_alpha", "focal_loss_gamma")
-    model.start_from_the_prior()
-    if issubclass(target_of(model.node), SamplingFreeFCOS):
-        model.lower("test_score_thresh", FCOS_SCORE_THRESH, 0.2)
-    else:
-        model.lower("test_score_thresh", SCORE_THRESH, 0.05)
-
-
-def convert_proposals(model):
-    """Makes the RPN of an R-CNN sampling-free, in place."""
-    if model.node.get("proposal_generator", None) is None:  # precomputed proposals
-        return
-    rpn = model.child("proposal_generator")
-    if rpn.swap(PROPOSALS):
-        fraction = rpn.node.get("positive_fraction", 0.5)
-        rpn.shrink_box_loss("loss_rpn_cls", "loss_rpn_loc", fraction)
-    rpn.require_bias("head", "objectness_logits")
-    rpn.drop("batch_size_per_image", "positive_fraction")
-    rpn.start_from_the_prior()
-
-
-def convert_roi_heads(model):
-    """Makes the RoI heads of an R-CNN sampling-free, in place."""
-    if model.node.get("roi_heads", None) is None:  # a proposal network
-        return
-    heads = model.child("roi_heads")
-    heads.swap(ROI_HEADS)
-    fraction = heads.node.get("positive_fraction", 0.25)
-    heads.drop("batch_size_per_image", "positive_fraction")
-    key = "box_predictors" if "box_predictors" in heads.node else "box_predictor"
-    for predictor in heads.children(key):
-        if predictor.node.get("use_fed_loss", False):
-            raise BadInput(f"{predictor.where}.use_fed_loss = True: samples the classes; drop it")
-        if predictor.node.get("use_sigmoid_ce", False):
-            raise BadInput(
-                f"{predictor.where}.use_sigmoid_ce = True: has no prior; set it to False"
-            )
-        if predictor.swap(PREDICTORS):
-            predictor.shrink_box_loss("loss_cls", "loss_box_reg", fraction)
-        predictor.lower("test_score_thresh", SCORE_THRESH, 0.0)
-
-
 def class_name(x):
     """A class by its name, of another's code with its module."""
     if not isinstance(x, type):
@@ -242,29 +194,20 @@ def class_name(x):
     return x.__name__ if ours else f"{x.__module__}.{x.__qualname__}"
 
 
-class _Alone:
-    """A part of a model that is varied alone, in the place of the model."""
-
-    def __init__(self, key, part):
-        self.node, self.part = {key: part.node}, part
-
-    def child(self, key):
-        return self.part
-
-
-def _is_a(call, base):
-    return isinstance(call.target, type) and issubclass(call.target, base)
-
-
 def _vary_dense(model, name):
     if name in METHOD:
         _leave_baseline(model)
-        convert_model(model.node, model.changes)
+        model.swap(DENSE, known=RCNNS)
+        model.require_bias("head", "cls_score")
+        model.drop("focal_loss_alpha", "focal_loss_gamma")
+        model.start_from_the_prior()
+        limits = (FCOS_SCORE_THRESH, 0.2) if model.is_a(SamplingFreeFCOS) else (SCORE_THRESH, 0.05)
+        model.lower("test_score_thresh", *limits)
         _set_guide(model, name)
         return
     _require_known(model, DENSE, RCNNS)
     stock = STOCK[model.target]
-    require_applies(name, dense_variants(stock), _named(model))
+    require_applies(name, dense_variants(stock), model.named())
     _exchange(model, {"focal": stock, "ohem": OHEM.get(stock), "ghm": GHM.get(stock)}[name])
     if name == "focal":
         _restore(model, FOCAL)
@@ -272,74 +215,78 @@ def _vary_dense(model, name):
         model.set("test_score_thresh", FCOS_SCORE_THRESH if stock is FCOS else SCORE_THRESH)
 
 
-def _vary_rcnn(model, name):
-    rpn, roi_heads = (
-        model.child(key) if model.node.get(key, None) is not None else None
-        for key in ("proposal_generator", "roi_heads")
-    )
-    parts = [x for x in (rpn, roi_heads) if x is not None]
-    predictors = _predictors(roi_heads) if roi_heads is not None else []
+def _vary_rcnn(rpn, roi_heads, name):
+    """Each is None where there is none: of precomputed proposals, of a proposal network."""
+    predictors = roi_heads.predictors() if roi_heads else []
     if name in METHOD:
-        for part in parts:
-            _leave_baseline(part)
-        convert_proposals(model)
-        convert_roi_heads(model)
-        for head in [x for x in (rpn, *predictors) if x is not None]:
+        if rpn:
+            _make_rpn_sampling_free(rpn)
+        if roi_heads:
+            _make_roi_heads_sampling_free(roi_heads, predictors)
+        for head in [rpn, *predictors] if rpn else predictors:
             _set_guide(head, name)
         return
-    for part, known in ((rpn, PROPOSALS), (roi_heads, ROI_HEADS)):
-        if part is not None:
-            _require_known(part, known)
+    if rpn:
+        _require_known(rpn, PROPOSALS)
+    if roi_heads:
+        _require_known(roi_heads, ROI_HEADS)
     for predictor in predictors:
         _require_known(predictor, PREDICTORS)
     roi_stock = roi_heads and STOCK[roi_heads.target]
-    applicable = rcnn_variants(rpn is not None, roi_stock)
-    require_applies(name, applicable, ", ".join(map(_named, parts)))
-    if rpn is not None:
+    named = ", ".join(x.named() for x in (rpn, roi_heads) if x)
+    require_applies(name, rcnn_variants(rpn is not None, roi_stock), named)
+    if rpn:
         # As published, OHEM is for the RoI head; its RPN samples.
         hard = name == "ohem" and roi_heads is None
         _exchange(rpn, GHM[RPN] if name == "ghm" else OHEM[RPN] if hard else RPN)
         _restore(rpn, {} if name == "ghm" else RPN_SAMPLES)
-    if roi_heads is not None:
+    if roi_heads:
         _exchange(roi_heads, OHEM[roi_stock] if name == "ohem" else roi_stock)
         _restore(roi_heads, {} if name == "ohem" else ROI_SAMPLES)
     for predictor in predictors:
         _exchange(predictor, STOCK[predictor.target])
 
 
-def _predictors(roi_heads):
-    key = "box_predictors" if "box_predictors" in roi_heads.node else "box_predictor"
-    return roi_heads.children(key)
+def _make_rpn_sampling_free(rpn):
+    _leave_baseline(rpn)
+    if rpn.swap(PROPOSALS):
+        fraction = rpn.node.get("positive_fraction", 0.5)
+        rpn.shrink_box_loss("loss_rpn_cls", "loss_rpn_loc", fraction)
+    rpn.require_bias("head", "objectness_logits")
+    rpn.drop("batch_size_per_image", "positive_fraction")
+    rpn.start_from_the_prior()
+
+
+def _make_roi_heads_sampling_free(roi_heads, predictors):
+    _leave_baseline(roi_heads)
+    roi_heads.swap(ROI_HEADS)
+    fraction = roi_heads.node.get("positive_fraction", 0.25)
+    roi_heads.drop("batch_size_per_image", "positive_fraction")
+    for predictor in predictors:
+        for key, why in UNUSABLE_LOSSES.items():
+            if predictor.node.get(key, False):
+                raise BadInput(f"{predictor.where}.{key} = True: {why}; set it to False")
+        if predictor.swap(PREDICTORS):
+            predictor.shrink_box_loss("loss_cls", "loss_box_reg", fraction)
+        predictor.lower("test_score_thresh", SCORE_THRESH, 0.0)
 
 
 def _require_known(call, *tables):
     known = [x for table in tables for x in table]
-    if call.target not in STOCK or STOCK[call.target] not in known:
-        names = ", ".join(class_name(x) for x in known)
-        raise BadInput(f"{_named(call)}: no variant of it is known; known: {names}")
-
-
-def require_applies(name, applicable, named):
-    """Raises BadInput unless the variant is one of those for what is named."""
-    if name not in applicable:
-        raise BadInput(
-            f"{named}: the variant {name!r} does not apply; those that do: {', '.join(applicable)}"
-        )
-
-
-def _named(call):
-    return f"{call.where}._target_ = {class_name(call.target)}"
+    if STOCK.get(call.target) not in known:
+        names = ", ".join(map(class_name, known))
+        raise BadInput(f"{call.named()}: no variant of it is known; known: {names}")
 
 
 def _exchange(call, new):
     """Another target, without the arguments that it does not take."""
     if call.target is new:
         return
-    call.changes.append(f"{call.where}: {class_name(call.target)} -> {class_name(new)}")
+    old = call.target
+    call.become(new)
     call.drop(*OURS)
-    if call.target not in BASELINES and call.target is not STOCK[new]:  # of a conversion
+    if old not in BASELINES and old is not STOCK[new]:  # of a conversion
         call.drop("loss_weight")
-    call.node._target_ = call.target = new
 
 
 def _leave_baseline(call):

@@ -1,5 +1,7 @@
 """The variants of a CfgNode; see convert.py."""
 
+import functools
+
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.meta_arch.fcos import FCOS
@@ -17,22 +19,25 @@ from .families import (
     DENSE,
     FCOS_SCORE_THRESH,
     GHM,
+    METHOD,
     OHEM,
     PROPOSALS,
     RCNNS,
     ROI_HEADS,
     SCORE_THRESH,
     STOCK,
+    UNUSABLE_LOSSES,
     dense_variants,
     rcnn_variants,
+    require_applies,
 )
-from .lazy_model import METHOD, require_applies
 
 CLASSES = {x.__name__: x for x in STOCK}
+DENSE_IN_YAML = {old: new for old, new in DENSE.items() if old is not FCOS}  # it has no FCOS
 ARCHITECTURE = "MODEL.META_ARCHITECTURE"
 PROPOSAL_GENERATOR = "MODEL.PROPOSAL_GENERATOR.NAME"
 ROI_HEADS_NAME = "MODEL.ROI_HEADS.NAME"
-GUIDE = "MODEL.SAMPLING_FREE.GUIDE"
+PRIOR, GUIDE = "MODEL.SAMPLING_FREE.PRIOR", "MODEL.SAMPLING_FREE.GUIDE"
 # Where a conversion shrinks the box loss.
 LOSS_WEIGHTS = {
     PROPOSAL_GENERATOR: "MODEL.RPN.BBOX_REG_LOSS_WEIGHT",
@@ -58,7 +63,7 @@ def vary_cfg_node(cfg: CfgNode, name: str, changes: list[str]) -> CfgNode:
         Frozen if ``cfg`` is.
 
     Raises:
-        BadInput: if the variant does not apply; names the first thing that is not known.
+        BadInput: the variant does not apply, or something is not known; names the first such thing.
     """
     frozen, cfg = cfg.is_frozen(), cfg.clone()
     cfg.defrost()
@@ -67,115 +72,18 @@ def vary_cfg_node(cfg: CfgNode, name: str, changes: list[str]) -> CfgNode:
         nodes.make_sampling_free(name)
     elif nodes.stock(ARCHITECTURE) in DENSE:
         nodes.vary_dense(name)
-    elif _is_rcnn(cfg.MODEL.META_ARCHITECTURE):
+    elif nodes.is_rcnn():
         nodes.vary_rcnn(name)
     else:
-        known = [x for x in DENSE if x is not FCOS]
-        raise BadInput(nodes.unknown(ARCHITECTURE, (*known, *RCNNS)))
-    if frozen:
-        nodes.cfg.freeze()
-    return nodes.cfg
-
-
-def convert_cfg_node(cfg: CfgNode, changes: list[str]) -> CfgNode:
-    """Makes a CfgNode sampling-free.
-
-    Args:
-        cfg: left as it is.
-        changes: gets a line for each change.
-
-    Returns:
-        Frozen if ``cfg`` is.
-
-    Raises:
-        BadInput: names the first thing that cannot be converted.
-    """
-    names = {old.__name__: new.__name__ for old, new in [*DENSE.items(), *ROI_HEADS.items()]}
-    names["RPN"] = SamplingFreeRPN.__name__
-    frozen, cfg = cfg.is_frozen(), cfg.clone()
-    cfg.defrost()
-    if "SAMPLING_FREE" not in cfg.MODEL:
-        add_sampling_free_config(cfg)
-
-    def assign(key, value):
-        node, _, last = key.rpartition(".")
-        node = select(cfg, node)
-        if node[last] != value:
-            changes.append(f"{key}: {node[last]} -> {value}")
-            node[last] = value
-
-    def swap(key, known):
-        old = select(cfg, key)
-        if old in names and old in known:
-            assign(key, names[old])
-            return True
-        if old not in [names.get(k, k) for k in known]:
-            raise BadInput(f"{key} = {old}: cannot be converted; known: {', '.join(known)}")
-        return False
-
-    def shrink_box_loss(key, positive_fraction):
-        node = select(cfg, key)
-        factor = COORDINATES if node.BBOX_REG_LOSS_TYPE == "smooth_l1" else positive_fraction
-        assign(f"{key}.BBOX_REG_LOSS_WEIGHT", node.BBOX_REG_LOSS_WEIGHT * factor)
-
-    def unused(node, *keys):
-        for key in keys:
-            changes.append(f"{node}.{key}: {select(cfg, node)[key]} -> (unused)")
-
-    rcnns = [x.__name__ for x in RCNNS]
-    arch = cfg.MODEL.META_ARCHITECTURE
-    if arch in META_ARCH_REGISTRY:  # perhaps a GeneralizedRCNN of the user's own
-        cls = META_ARCH_REGISTRY.get(arch)
-        rcnns += [arch] if isinstance(cls, type) and issubclass(cls, GeneralizedRCNN) else []
-    # Detectron2 has no FCOS in YAML.
-    dense = [SamplingFreeFCOS.__name__, *(x.__name__ for x in DENSE if x is not FCOS)]
-    if swap("MODEL.META_ARCHITECTURE", [*dense, *rcnns]):
-        unused("MODEL.RETINANET", "FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA")
-    if cfg.MODEL.META_ARCHITECTURE in rcnns:
-        if swap("MODEL.PROPOSAL_GENERATOR.NAME", ["RPN", "PrecomputedProposals"]):
-            shrink_box_loss("MODEL.RPN", cfg.MODEL.RPN.POSITIVE_FRACTION)
-            unused("MODEL.RPN", "BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION")
-        thresholds = {}
-        if cfg.MODEL.META_ARCHITECTURE != ProposalNetwork.__name__:
-            for key, why in {
-                "USE_FED_LOSS": "samples the classes",
-                "USE_SIGMOID_CE": "has no prior",
-            }.items():
-                if cfg.MODEL.ROI_BOX_HEAD.get(key, False):
-                    raise BadInput(f"MODEL.ROI_BOX_HEAD.{key} = True: {why}; set it to False")
-            keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD
-            if cfg.MODEL.KEYPOINT_ON and not keypoints.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS:
-                raise BadInput(
-                    "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS = False: divides "
-                    "by the number of sampled proposals, which there are none of; set it to True"
-                )
-            if swap("MODEL.ROI_HEADS.NAME", [x.__name__ for x in ROI_HEADS]):
-                shrink_box_loss("MODEL.ROI_BOX_HEAD", cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION)
-                unused("MODEL.ROI_HEADS", "BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION")
-            thresholds = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": SCORE_THRESH}
-    elif cfg.MODEL.META_ARCHITECTURE in POINTS:
-        key = POINTS[cfg.MODEL.META_ARCHITECTURE]
-        limit = FCOS_SCORE_THRESH if key == "FCOS" else SCORE_THRESH
-        thresholds = {f"MODEL.SAMPLING_FREE.{key}.SCORE_THRESH_TEST": limit}
-    else:
-        thresholds = {"MODEL.RETINANET.SCORE_THRESH_TEST": SCORE_THRESH}
-    for key, limit in thresholds.items():
-        value = select(cfg, key)
-        assign(key, limit if value is None else min(limit, value))
-    dense = cfg.MODEL.META_ARCHITECTURE not in rcnns
-    has_prior = dense or cfg.MODEL.PROPOSAL_GENERATOR.NAME == SamplingFreeRPN.__name__
-    if changes and has_prior and cfg.MODEL.SAMPLING_FREE.PRIOR is None:
-        changes.append("MODEL.SAMPLING_FREE.PRIOR: None, measured before the first iteration")
+        raise BadInput(nodes.unknown(ARCHITECTURE, (*DENSE_IN_YAML, *RCNNS)))
     if frozen:
         cfg.freeze()
     return cfg
 
 
-def select(cfg, key):
+def select(cfg: CfgNode, key: str) -> object:
     """Returns the value of a key such as "MODEL.RPN.NMS_THRESH"."""
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 class _Nodes:
@@ -191,11 +99,37 @@ class _Nodes:
             self.changes.append(f"{key}: {node[last]} -> {value}")
             node[last] = value
 
+    def unused(self, *keys):
+        self.changes.extend(f"{key}: {select(self.cfg, key)} -> (unused)" for key in keys)
+
     def cls(self, key):
         return CLASSES.get(select(self.cfg, key))
 
     def stock(self, key):
         return STOCK.get(self.cls(key))
+
+    def is_rcnn(self):
+        """One of Detectron2's, or a GeneralizedRCNN of the user's own."""
+        name = self.cfg.MODEL.META_ARCHITECTURE
+        cls = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+        return cls in RCNNS or isinstance(cls, type) and issubclass(cls, GeneralizedRCNN)
+
+    def swap(self, key, table, known=()):
+        """Exchanges the class; False if it was exchanged before, or is one of the known names."""
+        name = select(self.cfg, key)
+        if self.cls(key) in table:
+            self.assign(key, table[self.cls(key)].__name__)
+            return True
+        if self.cls(key) not in table.values() and name not in known:
+            names = ", ".join([*(x.__name__ for x in table), *known])
+            raise BadInput(f"{key} = {name}: cannot be converted; known: {names}")
+        return False
+
+    def shrink_box_loss(self, key, positive_fraction):
+        smooth_l1 = select(self.cfg, key).BBOX_REG_LOSS_TYPE == "smooth_l1"
+        factor = COORDINATES if smooth_l1 else positive_fraction
+        key = f"{key}.BBOX_REG_LOSS_WEIGHT"
+        self.assign(key, select(self.cfg, key) * factor)
 
     def unknown(self, key, known):
         names = ", ".join(x.__name__ for x in known)
@@ -207,11 +141,54 @@ class _Nodes:
             if self.cls(key) in BASELINES:
                 self.assign(key, self.stock(key).__name__)
         was_guided = any(_is_sampling_free(self.cls(key)) for key in keys)
-        self.cfg = convert_cfg_node(self.cfg, self.changes)
+        if "SAMPLING_FREE" not in self.cfg.MODEL:
+            add_sampling_free_config(self.cfg)
+        settings = self.cfg.MODEL.SAMPLING_FREE
+        if self.is_rcnn():
+            self.convert_rcnn()
+            has_prior = self.cfg.MODEL.PROPOSAL_GENERATOR.NAME == SamplingFreeRPN.__name__
+        else:
+            self.convert_dense()
+            has_prior = True
+        if self.changes and has_prior and settings.PRIOR is None:
+            self.changes.append(f"{PRIOR}: None, measured before the first iteration")
         if name == "all_samples":
             self.assign(GUIDE, 1.0)
-        elif was_guided and isinstance(self.cfg.MODEL.SAMPLING_FREE.GUIDE, (int, float)):
+        elif was_guided and isinstance(settings.GUIDE, (int, float)):
             self.assign(GUIDE, None)
+
+    def convert_dense(self):
+        known = [SamplingFreeFCOS.__name__, *(x.__name__ for x in RCNNS)]
+        if self.swap(ARCHITECTURE, DENSE_IN_YAML, known):
+            self.unused("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA")
+        node = POINTS.get(self.cfg.MODEL.META_ARCHITECTURE)
+        limit = FCOS_SCORE_THRESH if node == "FCOS" else SCORE_THRESH
+        node = f"MODEL.SAMPLING_FREE.{node}" if node else "MODEL.RETINANET"
+        self.lower(f"{node}.SCORE_THRESH_TEST", limit)
+
+    def convert_rcnn(self):
+        model = self.cfg.MODEL
+        if self.swap(PROPOSAL_GENERATOR, PROPOSALS, ["PrecomputedProposals"]):
+            self.shrink_box_loss("MODEL.RPN", model.RPN.POSITIVE_FRACTION)
+            self.unused("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.RPN.POSITIVE_FRACTION")
+        if model.META_ARCHITECTURE == ProposalNetwork.__name__:
+            return
+        for key, why in UNUSABLE_LOSSES.items():
+            if model.ROI_BOX_HEAD.get(key.upper(), False):
+                raise BadInput(f"MODEL.ROI_BOX_HEAD.{key.upper()} = True: {why}; set it to False")
+        if model.KEYPOINT_ON and not model.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS:
+            raise BadInput(
+                "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS = False: divides "
+                "by the number of sampled proposals, which there are none of; set it to True"
+            )
+        if self.swap(ROI_HEADS_NAME, ROI_HEADS):
+            self.shrink_box_loss("MODEL.ROI_BOX_HEAD", model.ROI_HEADS.POSITIVE_FRACTION)
+            self.unused("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_HEADS.POSITIVE_FRACTION")
+        self.lower("MODEL.ROI_HEADS.SCORE_THRESH_TEST", SCORE_THRESH)
+
+    def lower(self, key, limit):
+        value = select(self.cfg, key)
+        self.assign(key, limit if value is None else min(limit, value))
 
     def vary_dense(self, name):
         stock = self.stock(ARCHITECTURE)
@@ -222,8 +199,7 @@ class _Nodes:
         self.exchange(ARCHITECTURE, new)
 
     def vary_rcnn(self, name):
-        generator = self.cfg.MODEL.PROPOSAL_GENERATOR.NAME
-        has_rpn = generator != "PrecomputedProposals"
+        has_rpn = self.cfg.MODEL.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals"
         has_roi_heads = self.cfg.MODEL.META_ARCHITECTURE != ProposalNetwork.__name__
         if has_rpn and self.stock(PROPOSAL_GENERATOR) not in PROPOSALS:
             raise BadInput(self.unknown(PROPOSAL_GENERATOR, PROPOSALS))
@@ -250,9 +226,3 @@ class _Nodes:
 
 def _is_sampling_free(cls):
     return cls in STOCK and cls not in BASELINES and cls is not STOCK[cls]
-
-
-def _is_rcnn(name):
-    """One of Detectron2's, or a GeneralizedRCNN of the user's own."""
-    cls = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
-    return cls in RCNNS or (isinstance(cls, type) and issubclass(cls, GeneralizedRCNN))
