@@ -100,12 +100,28 @@ def test_a_packed_folder_is_read_and_found_as_the_folder_is(stage):
         stage.run(*words, "--seeds", "0", "1", "2")
 
 
+def test_summary_and_report_of_a_packed_folder_are_those_of_the_folder(stage, capsys):
+    words = ["--variants", "sampling_free", "focal", "--seeds", "0", "1"]
+    run(stage, *words, "--pack")
+    shown = []
+    for output in ("records/", "records.jsonl.gz"):
+        page = stage.folder / "page.html"
+        capsys.readouterr()
+        # The runs are not in this folder: the numbers come from the records alone.
+        where = ["--output", f"{stage.folder}/{output}", "--folder", f"{stage.folder}/none"]
+        stage.run(*words, *where, "--report", str(page))
+        shown.append((capsys.readouterr().out, page.read_text()))
+    assert shown[0] == shown[1] and "sampling_free" in shown[0][0]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "{}"])
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(f'{{"digest": "d"}}\n{line}\n'.encode()))
     with pytest.raises(BadInput, match=r"x\.jsonl\.gz: line 2 is no record"):
         read_records(str(path))
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(BadInput, match=r"x\.jsonl\.gz: cannot be read"):
-        read_records(str(path))
+    whole = path.read_bytes()
+    for damaged in (whole[:20], whole[:10] + b"\xff" + whole[11:]):  # cut off; no deflate block
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"x\.jsonl\.gz: cannot be read"):
+            read_records(str(path))

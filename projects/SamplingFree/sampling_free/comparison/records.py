@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import zlib
 
 from ..utils.errors import BadInput
 from ..utils.files import write_json, written_whole
@@ -112,7 +113,7 @@ def _unpacked(path):
     try:
         with gzip.open(path, "rt") as f:
             lines = f.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as e:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise BadInput(f"{path}: cannot be read ({e}); pack the folder of records anew") from e
     for number, line in enumerate(lines, 1):
         try:
