@@ -4,7 +4,7 @@ import builtins
 
 import pytest
 from detectron2 import model_zoo
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from omegaconf import OmegaConf
 
@@ -43,11 +43,8 @@ def test_absent_keys_of_train_get_their_defaults_and_given_ones_stay(tmp_path):
     [
         ("train.max_itr=5", "train.max_iter"),
         ("train.amp.dtyp=bfloat16", "train.amp.dtype"),
-        ("train.expected_result=[]", "train.expected_results"),
-        ("model.test_score_tresh=0.1", "model.test_score_thresh"),
         ("model.backbone.bottom_up.stem.nrom=BN", "model.backbone.bottom_up.stem.norm"),
         ("modle.num_classes=3", "model"),
-        ("dataloader.train.total_batchsize=4", "dataloader.train.total_batch_size"),
         ("dataloader.train.unreadble=skip", "dataloader.train.unreadable"),
         ("dataloader.test.num_worker=0", "dataloader.test.num_workers"),
         ("optimizer.momentun=0.5", "optimizer.momentum"),
@@ -65,29 +62,12 @@ def test_where_nothing_is_near_the_known_keys_are_listed(config):
     assert "'zzzz' in model.head" in text and "num_anchors" in text and "_target_" not in text
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("model.vis_period", 0),
-        ("model.test_nms_thresh", 0.6),
-        ("optimizer.nesterov", True),
-        ("dataloader.train.aspect_ratio_grouping", False),
-        ("model.backbone.bottom_up.stem.norm", ""),
-    ],
-)
-def test_a_parameter_of_the_callable_need_not_be_in_the_config(config, key, value):
-    cfg = load_config(config, [f"{key}={value!r}"])
-    for part in key.split("."):
-        cfg = cfg[part]
-    assert cfg == value
-
-
-def test_such_a_parameter_reaches_the_model(config):
-    model = instantiate(load_config(config, ["model.max_detections_per_image=7"]).model)
-    assert model.max_detections_per_image == 7
-
-
-def test_a_callable_that_takes_any_keyword_is_given_any():
+def test_a_parameter_of_the_callable_need_not_be_in_the_config(config):
+    overrides = ["model.max_detections_per_image=7", "optimizer.nesterov=True"]
+    cfg = load_config(config, [*overrides, "model.backbone.bottom_up.stem.norm=''"])
+    assert cfg.optimizer.nesterov is True and cfg.model.backbone.bottom_up.stem.norm == ""
+    assert instantiate(cfg.model).max_detections_per_image == 7
+    # A callable that takes any keyword is given any.
     cfg = load_config(R50, ["model.backbone.bottom_up.stages.num_groups=2"])
     assert cfg.model.backbone.bottom_up.stages.num_groups == 2
 
@@ -97,7 +77,6 @@ def test_a_callable_that_takes_any_keyword_is_given_any():
     [
         ("train.max_iter", ["'train.max_iter' is no override", "key=value"]),
         ("model.anchor_generator.sizes.9=[1]", ["is a list of 5", "'9'"]),
-        ("model.anchor_generator.sizes.x=[1]", ["is a list of 5", "'x'"]),
         ("model.anchor_generator.sizes.-1=[1]", ["is a list of 5", "'-1'"]),
         ("train.max_iter.a=1", ["train.max_iter is the value 6"]),
         ("model.num_classes=[1", ["'model.num_classes=[1' cannot be applied"]),
@@ -111,24 +90,19 @@ def test_a_malformed_override_is_named(config, override, parts):
     assert all(part in text for part in parts), text
 
 
-def test_values_keep_their_types_and_indices_reach_list_entries(config):
+def test_values_keep_their_types_in_order_and_through_references(config):
     overrides = [
         "train.max_iter=100",
         "optimizer.lr=1e-3",
-        "train.output_dir=a b",
-        "model.prior=0.003",
         "model.anchor_generator.sizes.1=[9,10]",
         "dataloader.train.mapper.augmentations.0.horizontal=False",
+        "train.seed=1",
+        "train.seed=2",
     ]
     cfg = load_config(config, overrides)
     assert cfg.train.max_iter == 100 and cfg.optimizer.lr == 0.001
-    assert cfg.train.output_dir == "a b" and cfg.model.prior == 0.003
     assert cfg.model.anchor_generator.sizes[1] == [9, 10]
     assert cfg.dataloader.train.mapper.augmentations[0].horizontal is False
-
-
-def test_overrides_take_effect_in_order_and_through_references(config):
-    cfg = load_config(config, ["train.seed=1", "train.seed=2"])
     assert cfg.train.seed == 2 and cfg.dataloader.train.seed == 2
 
 
@@ -136,12 +110,6 @@ def test_a_key_in_the_file_that_the_callable_lacks_is_refused(tmp_path):
     path = write_config(tmp_path, "\nmodel.anchor_generator.size = [[1]]\n")
     text = message(path)
     assert "model.anchor_generator.size" in text and "did you mean sizes?" in text
-
-
-def test_a_reference_to_nothing_is_named(tmp_path):
-    path = write_config(tmp_path, "\nmodel.num_classes = '${nothing.here}'\n")
-    assert "nothing.here" in message(path)
-    assert "nothing.here" in message(path, ["model.num_classes.a=3"])
 
 
 MAPPER = """
@@ -175,7 +143,7 @@ def test_a_reference_that_lost_its_aim_is_named_until_its_key_is_set(tmp_path, e
     assert OmegaConf.select(cfg, key) == "BGR"
 
 
-def test_a_reference_to_nothing_in_a_list_is_named(tmp_path):
+def test_a_reference_to_nothing_is_named_though_an_override_goes_through_it(tmp_path):
     key = "dataloader.train.mapper.augmentations"
     path = write_config(tmp_path, f"\n{key}[0] = '${{..none}}'\n")
     for overrides in ([], [f"{key}.0.prob=0.5"]):
@@ -190,12 +158,8 @@ def test_a_missing_mandatory_value_is_named_until_it_is_given(tmp_path):
     assert load_config(path, ["model.num_classes=4"]).model.num_classes == 4
 
 
-@pytest.mark.parametrize("path", ["", None])
-def test_no_config_at_all(path):
-    assert "--config-file" in message(path)
-
-
 def test_a_missing_file_is_named_with_the_nearest_one():
+    assert "--config-file" in message("")
     text = message(R50.replace("1x", "2x"))
     assert "retinanet_R_50_FPN_2x.py: no such config file" in text
     assert f"did you mean {R50}?" in text
@@ -222,7 +186,7 @@ def test_a_broken_config_is_named_and_leaves_the_import_function_alone(tmp_path,
     assert str(path) in line and all(part in line for part in parts), line
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "3"])
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: ["])
 def test_a_yaml_file_that_is_no_config_is_named(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
@@ -232,18 +196,6 @@ def test_a_yaml_file_that_is_no_config_is_named(tmp_path, text):
 def test_a_part_of_a_config_is_not_a_config():
     path = str(REPO / "configs" / "common" / "retinanet.py")
     assert f"{path}: has no 'dataloader'" in message(path)
-
-
-def test_a_saved_config_describes_the_same_model(config, tmp_path):
-    cfg = load_config(config, ["model.test_score_thresh=0.125"])
-    LazyConfig.save(cfg, str(tmp_path / "saved.yaml"))
-    again = load_config(str(tmp_path / "saved.yaml"), ["model.vis_period=0"])
-    assert again.train == cfg.train and again.model.test_score_thresh == 0.125
-    a, b = instantiate(cfg.model), instantiate(again.model)
-    assert type(a) is type(b)
-    assert {k: v.shape for k, v in a.state_dict().items()} == {
-        k: v.shape for k, v in b.state_dict().items()
-    }
 
 
 def test_a_tilde_is_the_home_folder_wherever_a_path_may_be(tmp_path, monkeypatch):
@@ -264,7 +216,7 @@ dataloader.mine = ["~/a", {"b": "~/c", "d": "${train.output_dir}/e~", "f": None}
     assert load_config("~/config.py") == load_config(str(tmp_path / "config.py"))
 
 
-@pytest.mark.parametrize("path", ["~/a", "runs/lr=0.1/seed 0", "a (1)/b", "50%/x,y", "a:b/c!"])
+@pytest.mark.parametrize("path", ["~/a", "runs/lr=0.1/seed 0", "a (1)/50%/x,y:b/c!"])
 def test_a_path_on_the_command_line_needs_no_quotes(config, path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     cfg = load_config(config, [f"train.output_dir={path}", f"train.init_checkpoint='{path}'"])

@@ -1,5 +1,7 @@
 """The LazyConfig made of a YAML config: optimizer, schedule, data, evaluators."""
 
+import json
+
 import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
@@ -8,8 +10,7 @@ from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 from helpers.tiny_run import (
     same,
 )
-from helpers.yaml_files import FASTER, KEYPOINTS, RETINANET, zoo
-from sampling_free import convert
+from helpers.yaml_files import FASTER, KEYPOINTS, zoo
 from sampling_free.config.cfg_node import cfg_node, lazy_from_cfg_node
 from sampling_free.config.load import load_config
 from sampling_free.engine.trainer import LazyTrainer
@@ -140,38 +141,22 @@ def test_the_keys_of_train():
     assert complete.checkpointer.max_to_keep is None and complete.num_pictures == 0
 
 
-def plain(value):
-    """Nested dicts and lists."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(x) for x in value] if isinstance(value, (list, tuple)) else value
-
-
 @pytest.mark.parametrize(
     "name",
-    [FASTER, RETINANET, KEYPOINTS, "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    [FASTER, KEYPOINTS, "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
      "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
-     "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml", "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml"],
+     "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml"],
 )  # fmt: skip
-@pytest.mark.parametrize("kind", ["stock", "converted", "saved"])
-def test_the_cfg_node_comes_back(name, kind, tmp_path):
+def test_the_cfg_node_comes_back(name, tmp_path):
     cfg = zoo(name)
-    if kind != "stock":
-        cfg = convert(cfg, quiet=True)
-    lazy = lazy_from_cfg_node(cfg)
-    if kind == "saved":
-        LazyConfig.save(lazy, str(tmp_path / "a.yaml"))
-        lazy = LazyConfig.load(str(tmp_path / "a.yaml"))
-    found = cfg_node(lazy.cfg)
-    # Tuples within tuples come back as lists, which Detectron2 takes as well.
-    assert plain(found) == plain(cfg)
-    for key in ("DATASETS.TRAIN", "SOLVER.STEPS", "INPUT.MIN_SIZE_TRAIN"):
-        parent, last = key.split(".")
-        assert found[parent][last] == cfg[parent][last]
-        assert type(found[parent][last]) is type(cfg[parent][last]) is tuple
-
-
-def test_keys_that_a_user_has_added_come_back_too():
-    cfg = zoo()
     cfg.USERS_OWN = CfgNode({"A": 1, "B": CfgNode({"C": (1, "x")})})
-    assert plain(cfg_node(lazy_from_cfg_node(cfg).cfg)) == plain(cfg)
+    lazy = lazy_from_cfg_node(cfg)
+    LazyConfig.save(lazy, str(tmp_path / "a.yaml"))
+    for one in (lazy, LazyConfig.load(str(tmp_path / "a.yaml"))):
+        found = cfg_node(one.cfg)
+        # Tuples within tuples come back as lists, which Detectron2 takes as well.
+        assert json.dumps(found) == json.dumps(cfg)
+        for key in ("DATASETS.TRAIN", "SOLVER.STEPS", "INPUT.MIN_SIZE_TRAIN"):
+            parent, last = key.split(".")
+            assert found[parent][last] == cfg[parent][last]
+            assert type(found[parent][last]) is type(cfg[parent][last]) is tuple
