@@ -208,12 +208,12 @@ def test_every_detector_gives_a_label_to_every_anchor(name):
     else:
         assert assignment.strides == [8, 16, 32, 64, 128]
     levels = _levels(assignment)
-    labels = assignment.labels(levels, _instances())
+    labels = assignment.labels_and_boxes(levels, _instances())[0]
     assert labels.shape == (sum(map(len, levels)),) and not labels.requires_grad
     found = set(labels.tolist())
     assert {0, assignment.num_classes} <= found <= set(range(-1, assignment.num_classes + 1))
     assert (-1 in found) == (not isinstance(model, FCOS))
-    empty = assignment.labels(levels, _instances(num=0))
+    empty = assignment.labels_and_boxes(levels, _instances(num=0))[0]
     assert (empty == assignment.num_classes).all()
     json.dumps(assignment.settings())
 
@@ -223,7 +223,7 @@ def test_stock_has_the_same_labels(kind):
     ours, stock = (assignment_of(DETECTORS[x]()) for x in (kind, f"stock {kind}"))
     for seed in range(5):
         instances = _instances(seed=seed)
-        a, b = (x.labels(_levels(x), instances) for x in (ours, stock))
+        a, b = (x.labels_and_boxes(_levels(x), instances)[0] for x in (ours, stock))
         assert torch.equal(a, b)
     assert ours.settings() == stock.settings()
 
@@ -246,7 +246,7 @@ def test_stock_still_samples_after_its_anchors_were_counted(tmp_path):
 def test_labels_do_not_depend_on_random_numbers_and_draw_none():
     assignment = assignment_of(tiny_rcnn(stock=True))
     state = torch.get_rng_state()
-    labels = [assignment.labels(_levels(assignment), _instances()) for _ in range(2)]
+    labels = [assignment.labels_and_boxes(_levels(assignment), _instances())[0] for _ in range(2)]
     assert torch.equal(*labels) and torch.equal(torch.get_rng_state(), state)
 
 

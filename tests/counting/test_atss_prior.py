@@ -118,9 +118,9 @@ def test_the_labels_of_training_are_those_that_were_counted(tmp_path):
     for seed in range(3):
         instances = batch(5, seed=seed)[0]["instances"]
         labels, _ = model.label_anchors(levels, [instances])
-        assert torch.equal(assignment.labels(levels, instances), labels[0])
+        assert torch.equal(assignment.labels_and_boxes(levels, instances)[0], labels[0])
     empty = Instances((64, 96), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0).long())
-    assert (assignment.labels(levels, empty) == 3).all()
+    assert (assignment.labels_and_boxes(levels, empty)[0] == 3).all()
 
 
 @pytest.mark.parametrize("cls", CLASSES)

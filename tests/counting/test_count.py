@@ -17,7 +17,8 @@ from helpers.tiny import (
     tiny_retinanet,
     write_dicts,
 )
-from sampling_free.counting.count import count_anchors, padded_size
+from sampling_free.counting.assignment import padded_size
+from sampling_free.counting.count import count_anchors
 from sampling_free.utils.errors import BadInput
 
 SIZES = [(64, 96), (61, 47), (50, 133), (96, 64), (33, 65)]  # most are no multiples of 32

@@ -7,18 +7,21 @@ Works for Detectron2's detectors and for the sampling-free ones alike.
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..detectors.atss import ATSS
 from ..detectors.bias import PriorBias
 from ..detectors.rpn import SamplingFreeRPN, one_class
 from ..utils.errors import BadInput
+
+MOST_KNOWN = 2**16  # sizes
 
 
 def assignment_of(model: "nn.Module | Assignment") -> "Assignment":
@@ -88,10 +91,6 @@ class Assignment:
         labels, boxes = self.head.label_anchors(levels, [instances.to(self.device)])
         return labels[0], getattr(boxes[0], "tensor", boxes[0])
 
-    def labels(self, levels, instances):
-        """The first of :meth:`labels_and_boxes`."""
-        return self.labels_and_boxes(levels, instances)[0]
-
     def settings(self):
         """What the labels depend on besides the annotations, as plain JSON values."""
         generator = self.anchor_generator
@@ -142,3 +141,52 @@ class _RPNAssignment(Assignment):
     def matching(self):
         threshold = float(self.head.anchor_boundary_thresh)
         return {**super().matching(), "anchor boundary threshold": threshold}
+
+
+def padded_size(size: tuple[int, int], backbone):
+    """(height, width) of an image that is padded by itself, by Detectron2's own rule.
+
+    Args:
+        size: (height, width) in pixels.
+        backbone (Backbone): its ``size_divisibility`` and, where it has them, constraints.
+    """
+    constraints = getattr(backbone, "padding_constraints", None)
+    images = ImageList.from_tensors(
+        [torch.empty(1, *size, device="meta")],
+        backbone.size_divisibility,
+        **({"padding_constraints": constraints} if constraints else {}),
+    )
+    return tuple(images.tensor.shape[-2:])
+
+
+class LevelShapes:
+    """Shapes of the feature maps of images, from their sizes alone; remembers each size."""
+
+    def __init__(self, assignment: Assignment):
+        backbone = assignment.backbone
+        self.padding = SimpleNamespace(
+            size_divisibility=backbone.size_divisibility,
+            padding_constraints=getattr(backbone, "padding_constraints", None),
+        )
+        self.strides = np.array(assignment.strides)
+        self.known = {}
+
+    def __call__(self, sizes: np.ndarray) -> np.ndarray:
+        """Computes the shape of each level without running the backbone.
+
+        Args:
+            sizes: (B, 2) int64, height and width of each image in pixels.
+
+        Returns:
+            (B, L, 2) int64, height and width of each level.
+        """
+        padded = [self._padded(size) for size in map(tuple, sizes.tolist())]
+        # Convolutions and pooling of stride 2 round up, so level sizes are ceil(size / stride).
+        return -(-np.array(padded).reshape(-1, 1, 2) // self.strides[:, None])
+
+    def _padded(self, size):
+        if len(self.known) == MOST_KNOWN:  # of random crops there is no end
+            self.known.clear()
+        if size not in self.known:
+            self.known[size] = padded_size(size, self.padding)
+        return self.known[size]

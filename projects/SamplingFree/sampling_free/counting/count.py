@@ -6,7 +6,7 @@ is padded by itself to the size divisibility; batches pad to their largest image
 background, well inside the flat part of the loss.
 
 Only anchors near an object are looked at, where that is known to give the same labels
-(sparse/matching.py); else the detector labels every anchor of every view.
+(sparse/select.py); else the detector labels every anchor of every view.
 
     R anchors of all levels   L levels   K classes
 """
@@ -22,15 +22,12 @@ from torch import nn
 from tqdm import tqdm
 
 from ..utils.errors import BadInput
-from .assignment import Assignment, assignment_of
+from .assignment import Assignment, LevelShapes, assignment_of
 from .counts import AnchorCounts, Tally
-from .feature_shapes import LevelShapes, padded_size
-from .mapped_views import mapped_views
 from .sparse.select import Unknown, sparse_matcher
 from .sparse_count import tally_sparsely
-from .views import sampled_names
+from .views import mapped_views, sampled_names
 
-__all__ = ["AnchorCounts", "boxes_only", "count_anchors", "count_by_brute_force", "padded_size"]
 logger = logging.getLogger(__name__)
 
 NUM_PASSES = 3  # over the images, where augmentations are drawn
@@ -199,7 +196,7 @@ class _AnchorCache:
 
     def __init__(self, assignment, max_entries=64):
         self.assignment = assignment
-        self.level_shapes = LevelShapes(assignment.backbone, assignment.strides)
+        self.level_shapes = LevelShapes(assignment)
         self.max_entries = max_entries
         self.entries = {}
 

@@ -15,13 +15,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .assignment import LevelShapes
 from .batched_views import apply, read_records, recipes
 from .counts import Tally
-from .feature_shapes import LevelShapes
-from .mapped_views import mapped_views
-from .sparse.images import Images
-from .sparse.ragged import expand
-from .views import sampled_names
+from .sparse.images import Images, expand
+from .views import mapped_views, sampled_names
 
 IMAGES_AT_ONCE = 256
 
@@ -33,7 +31,7 @@ def tally_sparsely(
 
     Args:
         assignment (Assignment): what ``matcher`` stands for.
-        matcher: from Images to Labeled; see sparse/matching.py.
+        matcher: from Images to Labeled; see sparse/select.py.
         dataset_dicts, mapper, num_passes, seed, progress, num_workers: as in ``count_anchors``.
 
     Returns:
@@ -43,7 +41,7 @@ def tally_sparsely(
     counter = _Counter(
         views,
         matcher,
-        LevelShapes(assignment.backbone, assignment.strides),
+        LevelShapes(assignment),
         np.array(assignment.anchor_generator.num_anchors),
         assignment.num_classes,
         knows_classes=assignment.class_names is None,

@@ -13,6 +13,7 @@ import detectron2.data.transforms as T
 import numpy as np
 
 from ..utils.errors import BadInput
+from ..utils.seeding import seeded
 
 
 class View(NamedTuple):
@@ -105,3 +106,26 @@ def _outcomes(augmentation, size):
             transform = T.ResizeTransform(height, width, *new_size, augmentation.interp)
         outcomes.append((transform, new_size, probability))
     return outcomes
+
+
+def mapped_views(mapper, image: dict, index: int, num_passes: int, seed: int):
+    """Yields an image as the mapper gives it under each view.
+
+    Args:
+        mapper (DatasetMapper): without masks, unless boxes are recomputed from them.
+        image: in Detectron2's format; stays as it is.
+        index: of the image, for what is drawn.
+        num_passes: how often it is drawn.
+        seed: of those draws.
+
+    Yields:
+        tuple[float, tuple[int, int], Instances]: weight of the view, (height, width), and what the
+        detector gets to see.
+    """
+    for number in range(num_passes):
+        with seeded(seed, number, index):
+            views = enumerate_views(mapper.augmentations.augs, size_of(image, index))
+        for view in views:
+            record = {"annotations": [dict(a) for a in image.get("annotations", [])]}
+            mapper._transform_annotations(record, view.transforms, view.size)
+            yield view.weight / num_passes, view.size, record["instances"]

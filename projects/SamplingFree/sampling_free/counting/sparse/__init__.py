@@ -1,4 +1,4 @@
 """Labels of anchors, found without looking at those far from every object.
 
-matching.py says which file does it for a detector; all take ``Images`` and give ``Labeled``.
+select.py says which file does it for a detector; all take ``Images`` and give ``Labeled``.
 """

@@ -18,9 +18,8 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, pairwise_iou
 
 from .grid import Grid, iou
-from .images import Labeled
+from .images import Labeled, begins, expand
 from .parts import InParts
-from .ragged import begins, expand
 
 MARGIN = 1 - 1e-5  # of the overlap that is required: more than float32 rounds away
 NEVER = 2.0  # no IoU

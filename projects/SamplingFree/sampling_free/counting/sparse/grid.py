@@ -7,7 +7,7 @@ Coordinates and overlaps are computed by Detectron2's own float32 operations, in
 
 import numpy as np
 
-from .ragged import begins
+from .images import begins
 
 SLACK = 2.0**-20  # of the largest coordinate: several times what float32 rounds away
 

@@ -1,4 +1,9 @@
-"""What a sparse matcher is given and what it answers: many images at once, as flat arrays."""
+"""What a sparse matcher is given and what it answers: many images at once, as flat arrays.
+
+Ranges of unequal length, such as the columns that each object may overlap, are flat arrays too.
+
+    N ranges   T indices in all of them
+"""
 
 from typing import NamedTuple
 
@@ -43,3 +48,22 @@ def part_of(images, begin, end):
     return Images(
         images.boxes[starts[0] : starts[-1]], starts - starts[0], images.shapes[begin:end]
     )
+
+
+def expand(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of all ranges, one range after another.
+
+    Args:
+        first: (N,) int64, start of each range.
+        counts: (N,) int64 >= 0, length of each range.
+
+    Returns:
+        (T,) the range that each index belongs to, and the index.
+    """
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) + (first - begins(counts))[owner]
+
+
+def begins(counts):
+    """(N,) where each range begins among the T indices."""
+    return np.cumsum(counts) - counts

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .grid import Grid
+from .images import begins, expand
 from .parts import InParts, last_of_each_anchor
-from .ragged import begins, expand
 
 LOWER, UPPER = 4, 8  # of the distance to an object's farthest side, in strides; not of the ends
 PIXEL = 1.0  # more than float32 rounds away
