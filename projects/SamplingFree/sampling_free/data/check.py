@@ -205,7 +205,7 @@ def _mixed_up(pairs, sizes):
     return "; all would lie inside as corners: give width and height in place of x1 and y1"
 
 
-def report_crowds(dicts, source):
+def report_crowds(dicts: list[dict], source: str):
     """Says how many annotations are crowds, as a warning where they are many.
 
     Args: as of :func:`report_implausible`.
@@ -238,7 +238,12 @@ def _has_sound_mask(record, annotation):
     return is_sound_mask(mask, size)
 
 
-def check_num_classes(num_classes, thing_classes, name, key="model.num_classes"):
+def check_num_classes(
+    num_classes: int,
+    thing_classes: Sequence[str] | None,
+    name: str,
+    key: str = "model.num_classes",
+):
     """Make sure that a model has as many classes as a data set.
 
     Args:
@@ -310,11 +315,13 @@ def check_masks(dicts: list[dict], name: str):
                 )
 
 
-def check_same_classes(first, second):
+def check_same_classes(
+    first: tuple[str, Sequence[str] | None], second: tuple[str, Sequence[str] | None]
+):
     """Make sure that the data sets of a config count their classes alike.
 
     Args:
-        first, second (tuple[str, sequence[str] or None]): registered name and class names.
+        first, second: registered name and class names.
 
     Raises:
         BadInput: they have other numbers of classes, or the same classes in another order, so that

@@ -201,15 +201,15 @@ def check_ground_truth(evaluator_node: DictConfig | ListConfig, model_node: Dict
                 check_evaluated_masks(content, path)
 
 
-def evaluators_of(evaluator_node):
-    """list: of one or several, nodes of a config or what is built of them; None for none."""
+def evaluators_of(evaluator_node) -> list:
+    """One or several evaluators, nodes of a config or what is built of them, as a list."""
     if isinstance(evaluator_node, (list, ListConfig)):
         return list(evaluator_node)
     return [] if evaluator_node is None else [evaluator_node]
 
 
-def coco_evaluators(evaluator_node):
-    """list[DictConfig]: the nodes of Detectron2's ``COCOEvaluator`` among one or several."""
+def coco_evaluators(evaluator_node: DictConfig | ListConfig | None) -> list[DictConfig]:
+    """The nodes of Detectron2's ``COCOEvaluator`` among one or several."""
     return [
         node
         for node in evaluators_of(evaluator_node)
@@ -273,7 +273,7 @@ def check_image_files(dicts: list[dict], mapper: Callable, label: str, unreadabl
     logger.warning(printable(line))
 
 
-def num_classes_of(model_node):
+def num_classes_of(model_node: DictConfig | None) -> int | None:
     """Classes that a model node detects, or None if it does not say so."""
     return _class_count(model_node)[1]
 
@@ -314,7 +314,7 @@ def _has_mask_head(model_node):
     return OmegaConf.select(model_node, "roi_heads.mask_head") is not None
 
 
-def test_loader(node, model_node):
+def test_loader(node: DictConfig, model_node: DictConfig) -> Iterable:
     """The test loader of a config; an image that cannot be read is named in one line."""
     dicts = load_dataset(node.dataset, model_node, is_train=False)
     loader = instantiate_with(node, dataset=dicts, mapper=ReadOrName(instantiate(node.mapper)))

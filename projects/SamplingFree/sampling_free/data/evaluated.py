@@ -12,6 +12,7 @@ from collections import Counter
 from numbers import Real
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
@@ -60,7 +61,7 @@ def check_evaluated_boxes(content: dict, path: str):
             )
 
 
-def check_evaluated_masks(content, path):
+def check_evaluated_masks(content: dict, path: str):
     """Makes sure that pycocotools can measure masks.
 
     Args, Raises: as of :func:`check_evaluated_boxes`.
@@ -75,11 +76,11 @@ def check_evaluated_masks(content, path):
             )
 
 
-def check_evaluated_voc(evaluator):
+def check_evaluated_voc(evaluator: PascalVOCDetectionEvaluator):
     """Makes sure that Detectron2's ``PascalVOCDetectionEvaluator`` can read what it measures by.
 
     Args:
-        evaluator (PascalVOCDetectionEvaluator): whose annotations are parsed, and kept by it.
+        evaluator: whose annotations are parsed, and kept by it.
 
     Raises:
         BadInput: names the file and what is in the way.

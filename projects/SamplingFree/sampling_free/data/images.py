@@ -1,5 +1,7 @@
 """Images whose values Pillow cuts off when it makes 8 bits of them, which Detectron2 lets it do."""
 
+from collections.abc import Callable
+
 import numpy as np
 from detectron2.data import DatasetMapper
 from detectron2.utils.file_io import PathManager
@@ -10,13 +12,13 @@ _OF_8_BITS = ("BGR", "RGB", "L", "YUV-BT.601")  # formats of a mapper that are m
 _MOST_LOST = 0.02  # of the range of values; a fraction of a grey value in 0 to 255 is less
 
 
-def reads_as_detectron2(mapper):
-    """Whether a mapper reads an image and augments it as Detectron2's own does."""
+def reads_as_detectron2(mapper: Callable) -> bool:
+    """Says whether a mapper reads an image and augments it as Detectron2's own does."""
     return isinstance(mapper, DatasetMapper) and type(mapper).__call__ is DatasetMapper.__call__
 
 
-def makes_8_bits(mapper):
-    """Whether a mapper reads an image as Detectron2's own does, with 8 bits a channel."""
+def makes_8_bits(mapper: Callable) -> bool:
+    """Says whether a mapper reads an image as Detectron2's own does, with 8 bits a channel."""
     return reads_as_detectron2(mapper) and mapper.image_format in _OF_8_BITS
 
 

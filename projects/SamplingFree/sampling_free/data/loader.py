@@ -81,8 +81,8 @@ def build_replayable_train_loader(
     return ReplayableLoader(dataset, mapper, batches, num_workers, seed, unreadable)
 
 
-def is_detectron2s(mapper):
-    """Whether a mapper reads images and annotations as Detectron2's own does, and no other way."""
+def is_detectron2s(mapper: Callable) -> bool:
+    """Says whether a mapper reads images and annotations as Detectron2's own does."""
     own = DatasetMapper._transform_annotations
     return reads_as_detectron2(mapper) and type(mapper)._transform_annotations is own
 

@@ -5,11 +5,11 @@ from numbers import Real
 
 import numpy as np
 
-MOST_GROUPS = 7  # of 5 bits: any number of pixels below 2 ** 34
+_MOST_GROUPS = 7  # of 5 bits: any number of pixels below 2 ** 34
 
 
 def is_sound_mask(segmentation: list | dict, size: tuple[int, int] | None = None) -> bool:
-    """Whether polygons or run lengths describe a mask.
+    """Says whether polygons or run lengths describe a mask.
 
     Args:
         segmentation: polygons [x0, y0, x1, y1, ...] in pixels, or {"counts":
@@ -42,17 +42,14 @@ def _is_polygon(points):
     return len(points) >= 6 and len(points) % 2 == 0 and all(map(math.isfinite, points))
 
 
-def run_lengths(letters: str | bytes):
+def run_lengths(letters: str | bytes) -> np.ndarray:
     """The run lengths that COCO's letters of a mask stand for.
 
     A letter has 5 bits of a number, the lowest first, and a sixth that is set where more of the
     number follow. From the fourth number on it is the difference to the last but one.
 
-    Args:
-        letters:
-
     Returns:
-        ndarray: (R,) int64, pixels of background and foreground in turn.
+        (R,) int64, pixels of background and foreground in turn.
 
     Raises:
         ValueError: other letters, or the last number is cut off.
@@ -64,7 +61,7 @@ def run_lengths(letters: str | bytes):
         raise ValueError("no run lengths")
     ends = np.flatnonzero(is_last)
     num_groups = np.diff(ends, prepend=-1)
-    if num_groups.max() > MOST_GROUPS:
+    if num_groups.max() > _MOST_GROUPS:
         raise ValueError("no run lengths")
     starts = ends - num_groups + 1
     place = np.arange(len(groups)) - np.repeat(starts, num_groups)

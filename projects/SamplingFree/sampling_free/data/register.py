@@ -31,7 +31,14 @@ from ..utils.errors import BadInput
 from .check import clean_dicts, require_pixels
 from .coco_file import check_metadata, read_coco_file
 from .images import IMAGE_SUFFIXES
-from .synthetic.generate import GENERATOR_VERSION, SETTINGS, class_names, generate, num_images
+from .synthetic.generate import (
+    GENERATOR_VERSION,
+    SETTINGS,
+    SyntheticConfig,
+    class_names,
+    generate,
+    num_images,
+)
 
 # A VOC box includes its last pixel, so Detectron2 reads the point xmin == xmax as 1 px wide.
 _VOC_POINT = 1.0
@@ -125,7 +132,7 @@ def register_synthetic(
     return _register(name, ("synthetic", str(folder)), load, metadata)
 
 
-def load_voc(folder, split, classes):
+def load_voc(folder: str | Path, split: str, classes: Sequence[str]) -> list[dict]:
     """The dataset dicts of a VOC-style folder, without its malformed boxes.
 
     As Detectron2's ``load_voc_instances`` reads it, but images may have any suffix, names may have
@@ -216,7 +223,7 @@ def _check_voc_xml(path, classes):
     return root
 
 
-def load_coco(json_file, image_root, name):
+def load_coco(json_file: str | Path, image_root: str | Path, name: str) -> list[dict]:
     """The dataset dicts of a COCO file, read by Detectron2, without its malformed boxes."""
     try:
         dicts = load_coco_json(str(json_file), str(image_root), name)
@@ -231,7 +238,7 @@ def load_coco(json_file, image_root, name):
     return clean_dicts(dicts, str(json_file))
 
 
-def synthetic_config(setting="easy", **overrides):
+def synthetic_config(setting: str = "easy", **overrides) -> SyntheticConfig:
     """The ``SyntheticConfig`` of a setting with some fields replaced."""
     if setting not in SETTINGS:
         raise BadInput(f"setting={setting!r}: choose one of {', '.join(sorted(SETTINGS))}")
@@ -243,7 +250,9 @@ def synthetic_config(setting="easy", **overrides):
     return dataclasses.replace(SETTINGS[setting], **overrides)
 
 
-def cached_split(config, setting, split, root=None):
+def cached_split(
+    config: SyntheticConfig, setting: str, split: str, root: str | None = None
+) -> Path:
     """The folder of a synthetic split, written on the first call.
 
     The folder appears complete or not at all: it is written under another name and renamed. Of

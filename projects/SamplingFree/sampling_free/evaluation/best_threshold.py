@@ -11,14 +11,14 @@ score >= threshold are shown, so detections that tie are shown or hidden togethe
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Optional
 
 import numpy as np
+from detectron2.evaluation import COCOEvaluator
 from tabulate import tabulate
 
 from ..utils.errors import BadInput
 from ..utils.files import write_json
-from .matching import all_classes, matches_from_evaluator
+from .matching import Matches, all_classes, matches_from_evaluator
 
 FILE_NAME = "best_threshold.json"
 
@@ -29,16 +29,18 @@ FALLBACK_THRESHOLD = 0.1
 MEASURES = ("threshold", "precision", "recall", "f1")
 
 
-def precision_recall(scores, is_correct, num_ground_truth: int):
+def precision_recall(
+    scores: np.ndarray, is_correct: np.ndarray, num_ground_truth: int
+) -> dict[str, np.ndarray]:
     """Precision, recall and F1 = 2 TP / (shown + G) at every threshold that is a score.
 
     Args:
-        scores (ndarray): (D,) any real numbers.
-        is_correct (ndarray): (D,) bool, whether a detection matches an object of its own.
+        scores: (D,) any real numbers.
+        is_correct: (D,) bool, whether a detection matches an object of its own.
         num_ground_truth: G, objects that should be found.
 
     Returns:
-        dict[str, ndarray]: `threshold`, falling, `precision`, `recall` and `f1`, each (T,);
+        `threshold`, falling, `precision`, `recall` and `f1`, each (T,);
         T is 0 where G is 0, as there is no recall then.
     """
     order = np.argsort(-scores, kind="stable")
@@ -55,7 +57,7 @@ def precision_recall(scores, is_correct, num_ground_truth: int):
     }
 
 
-def best_f1(scores, is_correct, num_ground_truth) -> dict:
+def best_f1(scores: np.ndarray, is_correct: np.ndarray, num_ground_truth: int) -> dict:
     """The threshold of best F1 over all thresholds.
 
     Args:
@@ -74,7 +76,9 @@ def best_f1(scores, is_correct, num_ground_truth) -> dict:
     return _at(curve, np.argmax(curve["f1"]))
 
 
-def recall_at_precision(scores, is_correct, num_ground_truth, precision: float) -> dict:
+def recall_at_precision(
+    scores: np.ndarray, is_correct: np.ndarray, num_ground_truth: int, precision: float
+) -> dict:
     """The lowest threshold, hence the one of most recall, that has a wanted precision.
 
     Args:
@@ -98,32 +102,32 @@ class BestThreshold:
     """The threshold of best F1 over all classes together, and what it achieves.
 
     Args:
-        threshold (float or None): show detections with score >= threshold. None: not measurable.
-        f1, precision, recall (float or None): in [0, 1], at this threshold.
-        iou (float): overlap in (0, 1] from which a detection counts as correct.
-        num_ground_truth (int): objects of all classes; those marked as crowd are not counted.
-        per_class (dict[str, dict]): the same measures by class name, each class at its own best
+        threshold: show detections with score >= threshold. None: not measurable.
+        f1, precision, recall: in [0, 1], at this threshold.
+        iou: overlap in (0, 1] from which a detection counts as correct.
+        num_ground_truth: objects of all classes; those marked as crowd are not counted.
+        per_class: the same measures by class name, each class at its own best
             threshold, with `num_ground_truth` and `num_detections`.
-        wanted_precision (float or None): in (0, 1]; the thresholds are the lowest with at least
+        wanted_precision: in (0, 1]; the thresholds are the lowest with at least
             this precision. None: those of best F1.
     """
 
-    threshold: Optional[float]
-    f1: Optional[float]
-    precision: Optional[float]
-    recall: Optional[float]
+    threshold: float | None
+    f1: float | None
+    precision: float | None
+    recall: float | None
     iou: float
     num_ground_truth: int = 0
     per_class: dict = field(default_factory=dict)
-    wanted_precision: Optional[float] = None
+    wanted_precision: float | None = None
 
     @property
-    def display_threshold(self):
-        """float: the threshold, or `FALLBACK_THRESHOLD` where none could be measured."""
+    def display_threshold(self) -> float:
+        """The threshold, or `FALLBACK_THRESHOLD` where none could be measured."""
         return FALLBACK_THRESHOLD if self.threshold is None else self.threshold
 
-    def table(self):
-        """str: a row for each class and one for all; instead of a threshold, why there is none."""
+    def table(self) -> str:
+        """A row for each class and one for all; instead of a threshold, why there is none."""
         num_detections = sum(row["num_detections"] for row in self.per_class.values())
         together = {**vars(self), "num_detections": num_detections}
         cells = []
@@ -146,13 +150,13 @@ class BestThreshold:
         wanted = self.wanted_precision
         return "none correct" if wanted is None else f"{wanted:g} never reached"
 
-    def save(self, path):
-        """Write all fields as JSON; floats survive exactly."""
+    def save(self, path: str | os.PathLike):
+        """Writes all fields as JSON; floats survive exactly."""
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path):
-        """Read what :meth:`save` wrote.
+    def load(cls, path: str | os.PathLike) -> "BestThreshold":
+        """Reads what :meth:`save` wrote.
 
         Raises:
             BadInput: the file is absent, unreadable or holds something else.
@@ -169,11 +173,13 @@ class BestThreshold:
         return best
 
 
-def pick_threshold(by_class, iou: float, precision: float | None = None) -> BestThreshold:
-    """Pick the threshold of each class, and the one of all classes together.
+def pick_threshold(
+    by_class: dict[str, Matches], iou: float, precision: float | None = None
+) -> BestThreshold:
+    """Picks the threshold of each class, and the one of all classes together.
 
     Args:
-        by_class (dict[str, Matches]): by class name.
+        by_class: by class name.
         iou: overlap in (0, 1] at which they were matched.
         precision: in (0, 1], the precision wanted; default: the best F1.
     """
@@ -198,11 +204,11 @@ def pick_threshold(by_class, iou: float, precision: float | None = None) -> Best
     )
 
 
-def threshold_from_evaluator(coco_evaluator, iou: float = 0.5):
+def threshold_from_evaluator(coco_evaluator: COCOEvaluator, iou: float = 0.5) -> BestThreshold:
     """The thresholds of best F1 of what a Detectron2 `COCOEvaluator` has just evaluated.
 
     Args:
-        coco_evaluator (COCOEvaluator): after `evaluate()`; of several processes, the main one's.
+        coco_evaluator: after `evaluate()`; of several processes, the main one's.
         iou: overlap in (0, 1] for a match.
 
     Raises:

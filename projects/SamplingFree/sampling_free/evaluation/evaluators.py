@@ -4,7 +4,7 @@ import os
 
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
@@ -14,16 +14,13 @@ from ..utils.errors import BadInput
 from ..utils.lazy import call_parameters
 
 
-def built_evaluators(cfg: DictConfig):
+def built_evaluators(cfg: DictConfig) -> DatasetEvaluator | list[DatasetEvaluator]:
     """The evaluators of a config that has one test set.
 
     Detectron2's COCOEvaluator keeps its results for the pictures.
 
     Args:
         cfg: its evaluators get a folder for results, in place.
-
-    Returns:
-        DatasetEvaluator, or a list of them
 
     Raises:
         BadInput: it cannot be built, or could not measure; names the data set and the cause.
@@ -49,8 +46,8 @@ def built_evaluators(cfg: DictConfig):
     return built
 
 
-def give_output_dirs(cfg):
-    """Detectron2's COCOEvaluator gets a folder, in place, as its results are wanted later on."""
+def give_output_dirs(cfg: DictConfig):
+    """Gives Detectron2's COCOEvaluator a folder, in place, as its results are wanted later on."""
     for node in coco_evaluators(cfg.dataloader.evaluator):
         parameters = call_parameters(node)
         takes_one = parameters is None or "output_dir" in parameters

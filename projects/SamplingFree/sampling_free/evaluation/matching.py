@@ -11,6 +11,7 @@ import os
 from typing import NamedTuple
 
 import numpy as np
+from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -108,12 +109,12 @@ def match_detections(
 
 
 def matches_from_evaluator(
-    coco_evaluator, iou: float = 0.5, detections_file: str | None = None
+    coco_evaluator: COCOEvaluator, iou: float = 0.5, detections_file: str | None = None
 ) -> dict[str, Matches]:
     """:func:`match_detections` on the data set of a Detectron2 `COCOEvaluator`.
 
     Args:
-        coco_evaluator (COCOEvaluator): of several processes, the main one's.
+        coco_evaluator: of several processes, the main one's.
         iou: overlap in (0, 1] for a match.
         detections_file: COCO results; default: what the evaluator has written in
             `evaluate()`.

@@ -5,11 +5,12 @@ Legend: images are (H, W, 3) uint8, RGB; boxes are (N, 4) x0, y0, x1, y1 in pixe
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.data import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import BoxMode, Instances
@@ -33,25 +34,27 @@ MARGIN = 8  # pixels between pictures
 MAX_CELL = 4000  # pixels of a side of a picture in the overview
 
 
-def class_name(metadata, i):
-    """str: the name of class `i`, counted from 0; "class 3" where the metadata has none."""
+def class_name(metadata: Metadata, i: int) -> str:
+    """The name of class `i`, counted from 0; "class 3" where the metadata has none."""
     names = metadata.get("thing_classes", None) or []
     return names[i] if i < len(names) else f"class {i}"
 
 
-def draw_detections(image, instances: Instances, metadata, threshold: float):
-    """Draw the detections with score >= threshold, each with its class and score.
+def draw_detections(
+    image: np.ndarray, instances: Instances, metadata: Metadata, threshold: float
+) -> np.ndarray:
+    """Draws the detections with score >= threshold, each with its class and score.
 
     Args:
-        image (ndarray): (H, W, 3) uint8, RGB.
+        image: (H, W, 3) uint8, RGB.
         instances: N detections with `pred_boxes` in pixels of this image, `scores` in
             [0, 1] and `pred_classes`; `pred_masks` (N, H, W) are drawn too where present.
-        metadata (Metadata): `thing_classes` gives the names, `thing_colors` (0 to 255) if present
+        metadata: `thing_classes` gives the names, `thing_colors` (0 to 255) if present
             the colors.
         threshold: in [0, 1].
 
     Returns:
-        ndarray: (H', W', 3) uint8, RGB, at least `MIN_SIDE` high and wide, but where the longer
+        (H', W', 3) uint8, RGB, at least `MIN_SIDE` high and wide, but where the longer
         side would be more than `MAX_SIDE`.
     """
     instances = instances.to("cpu")
@@ -64,8 +67,10 @@ def draw_detections(image, instances: Instances, metadata, threshold: float):
     return _draw(image, instances.pred_boxes.tensor.numpy(), masks, classes, labels, metadata)
 
 
-def draw_ground_truth(image, dataset_dict: dict, metadata, with_masks: bool = False):
-    """Draw the annotations of a dict in Detectron2's dataset format; crowds are marked as such.
+def draw_ground_truth(
+    image: np.ndarray, dataset_dict: dict, metadata: Metadata, with_masks: bool = False
+) -> np.ndarray:
+    """Draws the annotations of a dict in Detectron2's dataset format; crowds are marked as such.
 
     Args:
         image, metadata: as in :func:`draw_detections`.
@@ -73,7 +78,7 @@ def draw_ground_truth(image, dataset_dict: dict, metadata, with_masks: bool = Fa
         with_masks: draw "segmentation" too where every annotation has one.
 
     Returns:
-        ndarray: (H', W', 3) uint8, RGB, of the size as in :func:`draw_detections`.
+        (H', W', 3) uint8, RGB, of the size as in :func:`draw_detections`.
     """
     annotations = dataset_dict.get("annotations") or []
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
@@ -89,15 +94,21 @@ def draw_ground_truth(image, dataset_dict: dict, metadata, with_masks: bool = Fa
     return _draw(image, boxes, masks, classes, labels, metadata)
 
 
-def draw_side_by_side(image, dataset_dict: dict, instances, metadata, threshold):
-    """Ground truth on the left, detections with score >= threshold on the right, with captions.
+def draw_side_by_side(
+    image: np.ndarray,
+    dataset_dict: dict,
+    instances: Instances,
+    metadata: Metadata,
+    threshold: float,
+) -> np.ndarray:
+    """Draws ground truth on the left and detections on the right, with captions.
 
     Args:
         image, instances, metadata, threshold: as in :func:`draw_detections`.
         dataset_dict: as in :func:`draw_ground_truth`.
 
     Returns:
-        ndarray: (H', W', 3) uint8, RGB.
+        (H', W', 3) uint8, RGB.
     """
     panels = {
         "ground truth": draw_ground_truth(
@@ -122,18 +133,18 @@ def save_prediction_pictures(
     model: nn.Module,
     dataset_dicts: list[dict],
     mapper: Callable,
-    metadata,
-    threshold,
+    metadata: Metadata,
+    threshold: float,
     output_dir: str,
     max_images: int = 8,
 ) -> list[str]:
-    """Run the model on a few images and save each beside its ground truth, and all as one grid.
+    """Runs the model on a few images and saves each beside its ground truth, and all as one grid.
 
     Args:
         model: a Detectron2 detector; its training flag is restored.
         dataset_dicts: in Detectron2's dataset format.
         mapper: of the test loader: dataset dict -> the model's input.
-        metadata (Metadata), threshold (float): as in :func:`draw_detections`.
+        metadata, threshold: as in :func:`draw_detections`.
         output_dir: gets `<image name>.jpg` for each image and `overview.png`.
         max_images: at most so many, see :func:`choose_images`.
 
@@ -186,8 +197,8 @@ def choose_images(dataset_dicts: list[dict], max_images: int) -> list[dict]:
     return [dataset_dicts[i] for i in sorted(chosen)]
 
 
-def unique_stems(paths, taken=()):
-    """list[str]: a file name without folder and suffix for each path, made unique by "_2", ..."""
+def unique_stems(paths: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """A file name without folder and suffix for each path, made unique by "_2", ..."""
     taken, stems = set(taken), []
     for path in paths:
         stem, n = Path(path).stem, 1

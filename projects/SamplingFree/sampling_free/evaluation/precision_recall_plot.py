@@ -9,8 +9,8 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from .best_threshold import precision_recall
-from .matching import all_classes
+from .best_threshold import BestThreshold, precision_recall
+from .matching import Matches, all_classes
 
 NUM_NAMED = 12  # classes that a legend beside the axes has room for
 NUM_COLORS = 6  # of Matplotlib's cycle, well apart; the next six are dashed
@@ -19,16 +19,16 @@ LABEL = (0.22, 0.14)  # of the axes: width and height of the label, somewhat gen
 GAP = 0.12  # of the axes, between a point and the middle of its label
 
 
-def plot_precision_recall(by_class, picked, output_png: str):
-    """Plot the curve of all classes together, those of the classes, and a point on each.
+def plot_precision_recall(by_class: dict[str, Matches], picked: BestThreshold, output_png: str):
+    """Plots the curve of all classes together, those of the classes, and a point on each.
 
     Of more than `NUM_NAMED` classes, those with the most objects get a color and a line in the
     legend, as their curves are the least jagged and weigh most in the curve of all; the others
     are thin and grey. The legend also counts the classes that have no curve.
 
     Args:
-        by_class (dict[str, Matches]): K entries by class name.
-        picked (BestThreshold): the thresholds to mark, picked from `by_class`.
+        by_class: K entries by class name.
+        picked: the thresholds to mark, picked from `by_class`.
         output_png: written; the folder is made.
     """
     curves = {name: precision_recall(*matches) for name, matches in by_class.items()}

@@ -37,13 +37,13 @@ def each_test_set(cfg: DictConfig) -> dict[str, DictConfig]:
     return {name: _with_one(cfg, name, len(names) > 1) for name in names}
 
 
-def first_test_set(cfg):
-    """DictConfig: the first of :func:`each_test_set`."""
+def first_test_set(cfg: DictConfig) -> DictConfig:
+    """The first of :func:`each_test_set`."""
     return next(iter(each_test_set(cfg).values()))
 
 
-def metric_of(cfg, metric):
-    """str: the name that ``train.best_metric`` has in the results; without a set, of the first."""
+def metric_of(cfg: DictConfig, metric: str | None) -> str | None:
+    """The name that ``train.best_metric`` has in the results; without a set, of the first."""
     names = _several(cfg) if metric else []
     if not names or metric.startswith(tuple(f"{name}/" for name in names)):
         return metric
