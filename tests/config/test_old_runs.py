@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
+from detectron2.layers import ShapeSpec
 
 from helpers.tiny_run import load, run, same
 from sampling_free import SamplingFreeRetinaNet, load_config, load_trained
@@ -14,6 +15,10 @@ from sampling_free.config.convert import is_of_yaml
 from sampling_free.data.loader import build_replayable_train_loader
 
 RUNS = Path(__file__).parent / "old_runs"
+# Detectron2's main branch cannot read the ShapeSpec in a LazyConfig that its v0.6 saved.
+saved_by_v06 = pytest.mark.skipif(
+    not issubclass(ShapeSpec, tuple), reason="its config was saved by Detectron2 v0.6"
+)
 
 
 @pytest.fixture
@@ -36,6 +41,7 @@ def old(tmp_path):
             DatasetCatalog.remove(name)
 
 
+@saved_by_v06
 def test_a_lazy_run_is_resumed_with_its_weights_and_its_prior(old, tmp_path):
     config = old("lazy")
     before = load(tmp_path / "out" / "model_final.pth")
@@ -48,6 +54,7 @@ def test_a_lazy_run_is_resumed_with_its_weights_and_its_prior(old, tmp_path):
     assert not same(after["model"], before["model"])
 
 
+@saved_by_v06
 def test_its_checkpoint_is_loaded_whole(old, tmp_path):
     cfg = load_config(old("lazy"))
     model = instantiate(cfg.model)
