@@ -51,8 +51,9 @@ NO_POSITIVE = Matcher([0.998, 0.999], [0, -1, 1], allow_low_quality_matches=Fals
 IGNORED = Matcher([0.4, 0.5], [-1, -1, -1], allow_low_quality_matches=False)
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize(
+    ("num_classes", "autocast"), [(1, None), (3, torch.bfloat16), (3, torch.float16)]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_trains_the_heads(name, num_classes, autocast):
     model = MODELS[name](num_classes=num_classes)
@@ -206,8 +207,7 @@ def rows_with_gradient(levels):
     return [x.abs().sum(dim=1).nonzero().squeeze(1).tolist() for x in gradients]
 
 
-@pytest.mark.parametrize("num_classes", [1, 3])
-@pytest.mark.parametrize("box_loss", BOX_LOSSES)
+@pytest.mark.parametrize(("box_loss", "num_classes"), list(zip(BOX_LOSSES, (3, 1, 3))))
 def test_ohem_of_a_retinanet_is_the_mean_over_the_hardest_anchors(box_loss, num_classes):
     kwargs = {"box_reg_loss_type": box_loss[0], "smooth_l1_beta": box_loss[1]}
     model = tiny_retinanet(OHEMRetinaNet, num_classes, hard_per_image=20, **kwargs)
@@ -244,8 +244,10 @@ def test_ohem_of_all_anchors_is_the_mean_of_bce():
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("box_loss", BOX_LOSSES[:1] + BOX_LOSSES[2:])
-@pytest.mark.parametrize("weight", [1.0, {"loss_rpn_cls": 0.5, "loss_rpn_loc": 3.0}])
+@pytest.mark.parametrize(
+    ("box_loss", "weight"),
+    [(BOX_LOSSES[0], {"loss_rpn_cls": 0.5, "loss_rpn_loc": 3.0}), (BOX_LOSSES[2], 1.0)],
+)
 def test_ohem_of_an_rpn_is_detectron2s_loss_of_the_hardest_anchors(box_loss, weight):
     rpn = {"box_reg_loss_type": box_loss[0], "loss_weight": weight, "batch_size_per_image": 24}
     model = rcnn(OHEMRPN, rpn=rpn)

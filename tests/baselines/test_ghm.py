@@ -20,8 +20,9 @@ def random_batch(num=40, num_classes=3, seed=0, spread=3.0):
     return logits, labels
 
 
-@pytest.mark.parametrize("num_classes", [1, 3])
-@pytest.mark.parametrize(("bins", "momentum"), [(30, 0.75), (30, 0.0), (10, 0.9), (1, 0.5)])
+@pytest.mark.parametrize(
+    ("num_classes", "bins", "momentum"), [(3, 30, 0.75), (1, 30, 0.0), (3, 10, 0.9), (1, 1, 0.5)]
+)
 def test_losses_and_counts_of_several_batches_are_those_of_the_literal_loop(
     num_classes, bins, momentum
 ):
@@ -187,9 +188,7 @@ def test_signed_logits_are_bce_and_its_gradient():
     ("kwargs", "line"),
     [
         ({"bins": 0}, "model.bins=0: give a whole number from 1 up"),
-        ({"bins": 2.5}, "model.bins=2.5: give a whole number from 1 up"),
         ({"momentum": 1.0}, "model.momentum=1.0: give a number in [0, 1)"),
-        ({"momentum": -0.1}, "model.momentum=-0.1: give a number in [0, 1)"),
         ({"momentum": "0.75"}, "model.momentum='0.75': give a number in [0, 1)"),
     ],
 )

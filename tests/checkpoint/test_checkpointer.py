@@ -19,7 +19,7 @@ from helpers.tiny_run import (
     write_config,
 )
 from sampling_free.checkpoint.checkpointer import NamingCheckpointer
-from sampling_free.engine.trainer import LazyTrainer, evaluate_only
+from sampling_free.engine.trainer import evaluate_only
 from sampling_free.utils.errors import BadInput
 
 BIAS = "head.cls_score.bias"
@@ -162,8 +162,6 @@ def broken(tmp_path, saved, kind):
     path = tmp_path / "weights.pth"
     if kind == "torn":
         path.write_bytes(saved.read_bytes()[:-1000])
-    elif kind == "empty":
-        path.write_bytes(b"")
     elif kind == "text":
         path.write_text("no checkpoint at all")
     elif kind == "folder":
@@ -173,14 +171,12 @@ def broken(tmp_path, saved, kind):
         path.write_bytes(pickle.dumps({"model": {"a": np.zeros(3)}})[:-9])
     elif kind == "list":
         torch.save([1, 2], path)
-    elif kind == "numbers":
-        torch.save({"model": {"a": 1}}, path)
     elif kind == "number":
         torch.save({"model": 3}, path)
     return path
 
 
-KINDS = ["torn", "empty", "text", "folder", "pickle", "list", "numbers", "number", "missing"]
+KINDS = ["torn", "text", "folder", "pickle", "list", "number", "missing"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -314,9 +310,3 @@ def test_an_interrupt_while_saving_is_an_interrupt(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         NamingCheckpointer(torch.nn.Linear(2, 2), str(tmp_path)).save("a")
-
-
-def test_nothing_to_load_is_no_mistake(tmp_path):
-    model = torch.nn.Linear(2, 2)
-    assert NamingCheckpointer(model, str(tmp_path)).load("") == {}
-    assert isinstance(trainer(write_config(tmp_path)), LazyTrainer)

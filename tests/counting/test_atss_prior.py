@@ -16,7 +16,7 @@ from helpers.tiny_points import CLASSES, SAMPLING_FREE, points_model
 from sampling_free import ATSS, PAA, SamplingFreeATSS
 from sampling_free.counting.assignment import assignment_of
 from sampling_free.counting.count import count_anchors
-from sampling_free.counting.estimate import dependencies, estimate_prior
+from sampling_free.counting.estimate import dependencies
 from sampling_free.engine.prior_init import PriorInit
 
 SIZES = [(64, 96), (61, 47), (50, 133), (96, 64), (33, 65)]  # most are no multiples of 32
@@ -50,8 +50,10 @@ def _same(counts, expected):
     assert 0 < counts.foreground.sum() < counts.valid.sum()
 
 
-@pytest.mark.parametrize("settings", [{}, {"topk": 3}, {"anchor_size": 4.0}])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [*((cls, {}) for cls in CLASSES), (ATSS, {"topk": 3}), (PAA, {"anchor_size": 4.0})],
+)
 def test_counts_are_those_of_a_brute_force(tmp_path, cls, settings):
     dicts = write_dicts(tmp_path, SIZES, NUMS)
     counts = count_anchors(points_model(cls, **settings), dicts, mapper_of(), progress=False)
@@ -142,11 +144,3 @@ def test_an_estimate_depends_on_the_anchors_and_their_candidates_and_no_more(tmp
     }
     assert keys == {"topk": {"candidates of a level"}, "anchors": {"anchors"}, "weights": set()}
     json.dumps(before)
-
-
-def test_the_priors_of_atss_and_paa_are_one(tmp_path):
-    dicts = write_dicts(tmp_path, SIZES, NUMS)
-    a, b = (
-        estimate_prior(points_model(cls), dicts, mapper_of(), progress=False) for cls in (ATSS, PAA)
-    )
-    assert a.prior == b.prior and a.per_class == b.per_class

@@ -6,7 +6,7 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import ImageList, pairwise_iou
+from detectron2.structures import pairwise_iou
 
 from helpers.tiny import (
     TinyBottomUp,
@@ -17,7 +17,6 @@ from helpers.tiny import (
     tiny_retinanet,
     write_dicts,
 )
-from sampling_free.counting.assignment import padded_size
 from sampling_free.counting.count import count_anchors
 from sampling_free.utils.errors import BadInput
 
@@ -81,9 +80,10 @@ def _count(model, dicts, *augmentations, **kwargs):
     return count_anchors(model, dicts, mapper_of(*augmentations), progress=False, **kwargs)
 
 
-@pytest.mark.parametrize("num_classes", [1, 3])
-@pytest.mark.parametrize("low_quality", [True, False])
-@pytest.mark.parametrize("build", [tiny_retinanet, stock_retinanet])
+@pytest.mark.parametrize(
+    ("build", "low_quality", "num_classes"),
+    [(tiny_retinanet, True, 3), (tiny_retinanet, False, 1), (stock_retinanet, True, 1)],
+)
 def test_counts_are_those_of_a_brute_force(tmp_path, build, low_quality, num_classes):
     model = build(num_classes=num_classes, low_quality=low_quality)
     dicts = write_dicts(tmp_path, SIZES, NUMS, num_classes, crowd=(0, 1))
@@ -95,7 +95,7 @@ def test_counts_are_those_of_a_brute_force(tmp_path, build, low_quality, num_cla
     assert 0 < counts.foreground.sum() < counts.valid.sum()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_flips_and_scales_are_counted_as_their_exact_mean(tmp_path, seed):
     model = tiny_retinanet()
     sizes = [tuple(s) for s in np.random.default_rng(seed).integers(30, 100, (3, 2)).tolist()]
@@ -138,13 +138,6 @@ def test_levels_are_as_large_as_the_backbones_features(make):
         real = [f.shape[-2] * f.shape[-1] * per_cell for f in _features(model, [{"image": image}])]
         assert counts.valid.tolist() == real
         assert counts.foreground.sum() == 0 and counts.num_empty_images == 1
-
-
-def test_padded_size_is_that_of_a_batch_of_one():
-    backbone = tiny_fpn()
-    for size in [(1, 1), (32, 33), (61, 100)]:
-        images = ImageList.from_tensors([torch.zeros(3, *size)], backbone.size_divisibility)
-        assert padded_size(size, backbone) == tuple(images.tensor.shape[-2:])
 
 
 def test_square_padding_enlarges_the_background():
@@ -292,8 +285,9 @@ def _unreached(model, mapped):
     return len(instances), sum(i not in matched for i in range(len(instances)))
 
 
-@pytest.mark.parametrize("low_quality", [True, False])
-@pytest.mark.parametrize("build", [tiny_retinanet, stock_retinanet])
+@pytest.mark.parametrize(
+    ("build", "low_quality"), [(tiny_retinanet, True), (stock_retinanet, False)]
+)
 def test_objects_and_those_unreached_are_those_of_a_brute_force(tmp_path, build, low_quality):
     model = build(low_quality=low_quality)
     dicts = write_dicts(tmp_path, SIZES, [12, 9, 7, 0, 5], crowd=(0, 1))
@@ -315,14 +309,6 @@ def test_objects_cut_away_by_a_view_are_none_of_it(tmp_path):
     assert counts.num_objects == counts.num_unreached == 0
     counts = _count(tiny_retinanet(), [record])
     assert (counts.num_objects, counts.num_unreached) == (1, 0)
-
-
-def test_an_object_too_small_for_every_anchor_is_unreached(tmp_path):
-    (record,) = write_dicts(tmp_path, [(64, 96)], [2])
-    record["annotations"][0]["bbox"] = [30.3, 30.3, 1.5, 1.5]
-    record["annotations"][1]["bbox"] = [28, 12, 24, 24]  # an anchor itself
-    counts = _count(tiny_retinanet(low_quality=False), [record])
-    assert (counts.num_objects, counts.num_unreached) == (2, 1)
 
 
 def test_parts_of_a_set_add_up(tmp_path):

@@ -1,6 +1,5 @@
 """The sparse ATSS against the detector's own assignment on every anchor, and the ties of both."""
 
-import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -56,9 +55,15 @@ def _sparse(generator, topk=9):
 # --- the anchors ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offset, side", [(0.5, 8.0), (0.0, 3.0), (0.3, 5.3)])
-@pytest.mark.parametrize("strides", [STRIDES, [4, 8, 12], [16], [6, 7, 9, 50]])
-@pytest.mark.parametrize("topk", [1, 3, 9, 40])
+@pytest.mark.parametrize(
+    ("topk", "strides", "offset", "side"),
+    # A third of the product, in which every number of candidates meets all strides.
+    [
+        (topk, strides, *[(0.5, 8.0), (0.0, 3.0), (0.3, 5.3)][(i + j) % 3])
+        for i, topk in enumerate([1, 3, 9, 40])
+        for j, strides in enumerate([STRIDES, [4, 8, 12], [16], [6, 7, 9, 50]])
+    ],
+)
 def test_every_anchor_has_the_object_of_brute_force(label_anchors, topk, strides, offset, side):
     images = made_up_images([topk, len(strides), int(side)], strides, 60)
     sizes = images.shapes.prod(axis=2)
@@ -186,7 +191,7 @@ def _overlaps(rng, num, objects):
     return values.astype(np.float32).astype(np.float64)
 
 
-@pytest.mark.parametrize("num", [1, 2, 3, 7, 27, 45, 64])
+@pytest.mark.parametrize("num", [1, 2, 7, 45])
 def test_those_stand_out_that_reach_mean_plus_deviation(num):
     overlaps = _overlaps(np.random.default_rng(num), num, 30)
     found = stand_out(overlaps)
@@ -198,7 +203,7 @@ def test_those_stand_out_that_reach_mean_plus_deviation(num):
     assert found.any() == (num != 2) and (num == 1 or not found.all())
 
 
-@pytest.mark.parametrize("num", [1, 5, 9, 45, 54])
+@pytest.mark.parametrize("num", [1, 9, 45])
 def test_equal_overlaps_all_stand_out(num):
     values = np.random.default_rng(num).random(500).astype(np.float32).astype(np.float64)
     assert stand_out(np.tile(values, (num, 1))).all()
@@ -277,16 +282,10 @@ def test_objects_without_area_have_no_anchor_and_change_nothing():
     assert [x[1:3] for x in rows if x[0] == 0] == [x[1:3] for x in rows if x[0] == 1]
 
 
-@pytest.mark.parametrize("most_objects, most_anchors", [(1, 2**22), (7, 2**22), (20, 3000)])
+@pytest.mark.parametrize("most_objects, most_anchors", [(7, 2**22), (20, 3000)])
 def test_the_parts_do_not_matter(monkeypatch, most_objects, most_anchors):
     images, matcher = made_up_images(2, STRIDES, 50), _sparse(_squares(STRIDES))
     at_once = sorted_rows(matcher(images))
     monkeypatch.setattr(parts, "MOST_OBJECTS", most_objects)
     monkeypatch.setattr(parts, "MOST_ANCHORS", most_anchors)
     assert sorted_rows(matcher(images)) == at_once and len(at_once) > 50
-
-
-def test_a_matcher_can_be_sent_to_another_process():
-    images, matcher = made_up_images(3, STRIDES, 10), _sparse(_squares(STRIDES))
-    sent = pickle.loads(pickle.dumps(matcher))
-    assert sorted_rows(sent(images)) == sorted_rows(matcher(images)) != []

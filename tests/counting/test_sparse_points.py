@@ -1,7 +1,6 @@
 """The sparse matcher of points against Detectron2's own FCOS on every point."""
 
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -44,9 +43,15 @@ def _points(strides, offset):
     )
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.5, 0.3])
-@pytest.mark.parametrize("strides", [STRIDES, [4, 8], [16], [6, 7, 9, 50]])
-@pytest.mark.parametrize("radius", RADII)
+@pytest.mark.parametrize(
+    ("radius", "strides", "offset"),
+    # A third of the product, in which every radius meets all strides.
+    [
+        (radius, strides, [0.0, 0.5, 0.3][(i + j) % 3])
+        for i, radius in enumerate(RADII)
+        for j, strides in enumerate([STRIDES, [4, 8], [16], [6, 7, 9, 50]])
+    ],
+)
 def test_every_point_has_the_object_of_brute_force(label_anchors, radius, strides, offset):
     seed = [int(10 * x) for x in (offset, len(strides), min(radius, 9))]
     images = made_up_images(seed, strides, 60)
@@ -66,8 +71,8 @@ def test_so_it_is_on_real_images_at_full_size(label_anchors, radius):
     assert set(found.level.tolist()) == set(range(5))
 
 
-@pytest.mark.parametrize("radius", [1.5, math.inf])
-def test_so_it_is_in_crowds(label_anchors, radius):
+def test_so_it_is_in_crowds(label_anchors):
+    radius = 1.5
     images = made_up_images(1, STRIDES, 5, most=400)
     assert len(images.boxes) > 400
     found = PointMatcher(tuple(STRIDES), 0.5, radius)(images)
@@ -108,9 +113,7 @@ def test_without_objects_there_is_no_foreground(num_images):
     assert [x.dtype for x in found] == [np.int64] * 4 and [len(x) for x in found] == [0] * 4
 
 
-@pytest.mark.parametrize(
-    "most_objects, most_anchors", [(1, 2**22), (7, 2**22), (10**9, 1), (20, 3000)]
-)
+@pytest.mark.parametrize("most_objects, most_anchors", [(7, 2**22), (10**9, 1)])
 def test_the_parts_do_not_matter(monkeypatch, most_objects, most_anchors):
     images = made_up_images(2, STRIDES, 50)
     matcher = PointMatcher(tuple(STRIDES), 0.5, 1.5)
@@ -134,8 +137,3 @@ def test_only_points_near_an_object_are_looked_at(monkeypatch):
     found = PointMatcher(tuple(STRIDES), 0.5, 1.5)(images)
     assert images.shapes.prod(axis=2).sum() > 300_000
     assert 9 <= len(found.anchor) and 0 < sum(looked_at) < 150
-
-
-def test_a_matcher_can_be_sent_to_another_process():
-    matcher = PointMatcher(tuple(STRIDES), 0.5, math.inf)
-    assert pickle.loads(pickle.dumps(matcher)) == matcher

@@ -89,7 +89,7 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.allow_pickle = allow_pickle
 
-    def load(self, path: str, *args, need_all: bool = False, **kwargs):
+    def load(self, path: str, *args, need_all: bool = False, **kwargs) -> dict:
         """Loads a checkpoint; one that is broken or of another model is named in one line.
 
         Args:
@@ -125,7 +125,7 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
                 ) from e
             raise BadInput(f"{path}: not a readable checkpoint ({_first_line(e)})") from e
 
-    def resume_or_load(self, path, *, resume=True, need_all=False):
+    def resume_or_load(self, path: str, *, resume: bool = True, need_all: bool = False) -> dict:
         """As Detectron2's; ``need_all`` goes for ``path``, a resumed run needs all anyway.
 
         In the place of a last checkpoint that is torn or absent the one before it is resumed.
@@ -143,7 +143,7 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
             os.remove(leftover)
         return path
 
-    def save(self, name, **kwargs):
+    def save(self, name: str, **kwargs) -> None:
         """As Detectron2's, but the file appears under its name only when it is whole."""
         if not self.save_to_disk:  # another process may be amid writing this very file
             return
@@ -158,7 +158,7 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(self.save_dir, f"{name}{UNFINISHED}.pth"))
 
-    def tag_last_checkpoint(self, last_filename_basename):
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         unfinished = os.path.join(self.save_dir, last_filename_basename)
         finished = os.path.join(self.save_dir, last_filename_basename.replace(UNFINISHED, ""))
         with open(unfinished, "rb") as f:
@@ -205,7 +205,9 @@ class NamingCheckpointer(DetectionCheckpointer, PlainCheckpointer):
         return incompatible
 
 
-def load_trained(model: nn.Module, path: str, save_dir: str = "", allow_pickle: bool = False):
+def load_trained(
+    model: nn.Module, path: str, save_dir: str = "", allow_pickle: bool = False
+) -> None:
     """Fills every parameter, and tells the model its prior, for inference.
 
     Detectron2's own checkpointer and ``DefaultPredictor`` fill the parameters alone; that is enough

@@ -42,14 +42,14 @@ def fault_of(path: str) -> str | None:
     return f"not a readable checkpoint (checksum of {broken})" if broken else None
 
 
-def newest_whole(named: str):
+def newest_whole(named: str) -> tuple[str, str | None]:
     """Finds the newest checkpoint of a folder that is whole.
 
     Args:
         named: path of the checkpoint to resume from.
 
     Returns:
-        tuple[str, str or None]: the path of a whole one, ``named`` or else the one of its folder
+        The path of a whole one, ``named`` or else the one of its folder
         that was written last; and, if it is another, what is wrong with ``named``.
 
     Raises:

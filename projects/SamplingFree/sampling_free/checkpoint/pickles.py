@@ -8,6 +8,7 @@ error. What has passed can be given to ``pickle.load``.
 """
 
 import pickle
+from typing import BinaryIO
 
 
 class NotPlain(pickle.UnpicklingError):
@@ -17,11 +18,11 @@ class NotPlain(pickle.UnpicklingError):
         super().__init__(f"GLOBAL {name} {why}")  # as PyTorch's unpickler names it
 
 
-def require_plain(file):
+def require_plain(file: BinaryIO) -> None:
     """Makes sure that a pickle holds plain data and runs no code.
 
     Args:
-        file (file): binary, at the start of the pickle; of any protocol, of Python 2 too.
+        file: at the start of the pickle; of any protocol, of Python 2 too.
 
     Raises:
         NotPlain: it names something else; the message says what.

@@ -8,6 +8,7 @@ Works for Detectron2's detectors and for the sampling-free ones alike.
 import copy
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class Assignment:
         labels, boxes = self.head.label_anchors(levels, [instances.to(self.device)])
         return labels[0], getattr(boxes[0], "tensor", boxes[0])
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What the labels depend on besides the annotations, as plain JSON values."""
         generator = self.anchor_generator
         return {
@@ -104,7 +105,7 @@ class Assignment:
             **{k: str(x) if x in (math.inf, -math.inf) else x for k, x in self.matching().items()},
         }
 
-    def matching(self):
+    def matching(self) -> dict[str, Any]:
         """The part of :meth:`settings` that says when an anchor is foreground."""
         matcher = self.head.anchor_matcher
         return {
@@ -115,12 +116,12 @@ class Assignment:
 
 
 class _FCOSAssignment(Assignment):
-    def matching(self):
+    def matching(self) -> dict[str, Any]:
         return {"center sampling radius": float(self.head.center_sampling_radius)}
 
 
 class _ATSSAssignment(Assignment):
-    def matching(self):
+    def matching(self) -> dict[str, Any]:
         return {"assignment": "ATSS", "candidates of a level": int(self.head.topk)}
 
 
@@ -138,12 +139,12 @@ class _RPNAssignment(Assignment):
         labels, boxes = self.head.label_and_sample_anchors(levels, [instances.to(self.device)])
         return one_class(labels[0]), boxes[0]
 
-    def matching(self):
+    def matching(self) -> dict[str, Any]:
         threshold = float(self.head.anchor_boundary_thresh)
         return {**super().matching(), "anchor boundary threshold": threshold}
 
 
-def padded_size(size: tuple[int, int], backbone):
+def padded_size(size: tuple[int, int], backbone) -> tuple[int, int]:
     """(height, width) of an image that is padded by itself, by Detectron2's own rule.
 
     Args:

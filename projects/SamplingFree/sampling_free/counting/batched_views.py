@@ -37,7 +37,7 @@ class Records(NamedTuple):
     starts: np.ndarray
     """(N + 1,) int64: image i has the objects ``starts[i]:starts[i + 1]``."""
 
-    def part(self, begin, end):
+    def part(self, begin: int, end: int) -> "Records":
         """Those of the images from ``begin`` to before ``end``."""
         starts = self.starts[begin : end + 1]
         rows = slice(starts[0], starts[-1])

@@ -84,8 +84,14 @@ def count_anchors(
 
 
 def count_by_brute_force(
-    model, dataset_dicts, mapper, *, num_passes=NUM_PASSES, seed=0, progress=True
-):
+    model: nn.Module | Assignment,
+    dataset_dicts: list[dict],
+    mapper: DatasetMapper,
+    *,
+    num_passes: int = NUM_PASSES,
+    seed: int = 0,
+    progress: bool = True,
+) -> AnchorCounts:
     """:func:`count_anchors` of any detector, by its own label of every anchor, on its device."""
     assignment, mapper = assignment_of(model), boxes_only(mapper)
     num_passes = _num_passes(mapper, num_passes, seed)
@@ -99,7 +105,7 @@ def count_by_brute_force(
     return _counts(labels.tally, assignment, dataset_dicts, num_passes)
 
 
-def is_fast(model, mapper):
+def is_fast(model: nn.Module | Assignment, mapper: DatasetMapper) -> bool:
     """Whether counting takes a fraction of a millisecond an image: sparse, and nothing is drawn."""
     try:
         sparse_matcher(assignment_of(model), boxes_only(mapper))
@@ -108,7 +114,7 @@ def is_fast(model, mapper):
     return not sampled_names(mapper.augmentations.augs)
 
 
-def boxes_only(mapper):
+def boxes_only(mapper: DatasetMapper) -> DatasetMapper:
     """A copy of the mapper that skips masks, unless boxes are recomputed from them."""
     if not isinstance(mapper, DatasetMapper):
         raise BadInput(
@@ -159,8 +165,8 @@ class LabelTally:
         self.tally = self.new_tally()
         self._anchors_of = _AnchorCache(assignment)
 
-    def new_tally(self):
-        """Tally: an empty one."""
+    def new_tally(self) -> Tally:
+        """Makes an empty tally."""
         return Tally(len(self.assignment.strides), self.assignment.num_classes)
 
     def add(self, weight: float, size: tuple[int, int], instances: Instances) -> tuple[int, int]:

@@ -68,7 +68,7 @@ class Tally:
         per_class: np.ndarray,
         num_objects: int,
         num_unreached: int,
-    ):
+    ) -> None:
         """Takes the counts of some views of the same weight.
 
         Args:
@@ -80,7 +80,7 @@ class Tally:
         numbers = np.concatenate([valid, foreground, per_class, [num_objects, num_unreached]])
         self.sums[weight] = self.sums.get(weight, 0) + numbers
 
-    def add_all(self, other):
+    def add_all(self, other: "Tally") -> None:
         """Takes what another tally has."""
         for weight, numbers in other.sums.items():
             self.sums[weight] = self.sums.get(weight, 0) + numbers

@@ -10,7 +10,7 @@ from typing import Any
 
 import detectron2.data.transforms as T
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog
 from omegaconf import DictConfig, ListConfig
 from tabulate import tabulate
 from torch import nn
@@ -22,6 +22,7 @@ from ..utils.files import write_json
 from ..utils.models import with_present_device
 from .assignment import Assignment, assignment_of
 from .count import NUM_PASSES, boxes_only, count_anchors
+from .counts import AnchorCounts
 from .measured_count import measure_counts, source_of
 from .views import sampled_names
 
@@ -60,29 +61,29 @@ class PriorEstimate:
     standard_error: float = 0.0
 
     @property
-    def prior(self):
+    def prior(self) -> float:
         return optimal_prior(self.num_foreground, self.num_valid, self.num_classes)
 
     @property
-    def bias(self):
+    def bias(self) -> float:
         return prior_to_bias(self.prior)
 
     @property
-    def class_priors(self):
-        """list[float]: (C,) the prior of each class, theta_j = N_j / N."""
+    def class_priors(self) -> list[float]:
+        """The (C,) prior of each class, theta_j = N_j / N."""
         return class_priors(list(self.per_class.values()), self.num_valid)
 
     @property
-    def absent_classes(self):
-        """list[str]: classes without a foreground sample, which count as one."""
+    def absent_classes(self) -> list[str]:
+        """Classes without a foreground sample, which count as one."""
         return [name for name, n in self.per_class.items() if not n > 0]
 
-    def start_loss(self, prior=None):
+    def start_loss(self, prior: float | None = None) -> float:
         """Classification loss per foreground sample if all scores are ``prior`` (its own)."""
         counts = self.num_foreground, self.num_valid, self.num_classes
         return start_loss(self.prior if prior is None else prior, *counts)
 
-    def summary(self):
+    def summary(self) -> str:
         """N, N_f, prior, bias and start loss in one line."""
         return (
             f"N = {self.num_valid:.6g} valid anchors, N_f = {self.num_foreground:.6g} foreground, "
@@ -92,7 +93,7 @@ class PriorEstimate:
             f"(with prior 0.01 {self.start_loss(0.01):.4g}, with 0.5 {self.start_loss(0.5):.4g})"
         )
 
-    def table(self):
+    def table(self) -> str:
         """Counts by level and by class as text."""
         levels = [
             [f"stride {x['stride']}", x["foreground"], x["valid"]] for x in self.per_level
@@ -121,13 +122,13 @@ class PriorEstimate:
             ]
         )
 
-    def save(self, path):
+    def save(self, path: str) -> None:
         """Writes JSON, in one go, with the derived values beside the counts for a reader."""
         derived = {"prior": self.prior, "bias": self.bias, "start_loss": self.start_loss()}
         write_json(path, {**derived, **asdict(self)})
 
     @classmethod
-    def load(cls, path: str, depends_on: dict | None = None):
+    def load(cls, path: str, depends_on: dict | None = None) -> "PriorEstimate":
         """Reads what :meth:`save` wrote.
 
         Args:
@@ -192,14 +193,14 @@ def measure_prior(
 
 
 def estimate_prior(
-    model,
-    dataset_dicts,
-    mapper,
+    model: nn.Module | Assignment,
+    dataset_dicts: list[dict],
+    mapper: DatasetMapper | None,
     names: str | list[str] = (),
     *,
     loader: Iterable | None = None,
-    progress=True,
-    num_workers=0,
+    progress: bool = True,
+    num_workers: int = 0,
 ) -> PriorEstimate:
     """Counts a training set with the detector's own labels; see :func:`count_anchors`.
 
@@ -212,17 +213,23 @@ def estimate_prior(
     Raises:
         BadInput: if not one anchor is foreground.
     """
-    model = assignment_of(model)
+    assignment = assignment_of(model)
     source = mapper if loader is None else source_of(loader, dataset_dicts)
     if isinstance(source, str):
-        counts = measure_counts(model, loader, progress=progress)
+        counts = measure_counts(assignment, loader, progress=progress)
     else:
         options = {"progress": progress, "num_workers": num_workers}
-        counts = count_anchors(model, dataset_dicts, source, **options)
-    return estimate_from_counts(counts, model, dataset_dicts, source, names)
+        counts = count_anchors(assignment, dataset_dicts, source, **options)
+    return estimate_from_counts(counts, assignment, dataset_dicts, source, names)
 
 
-def estimate_from_counts(counts, model, dataset_dicts, source, names=()):
+def estimate_from_counts(
+    counts: AnchorCounts,
+    assignment: Assignment,
+    dataset_dicts: list[dict],
+    source: DatasetMapper | str,
+    names: str | list[str] = (),
+) -> PriorEstimate:
     """The estimate of a whole training set from its :class:`AnchorCounts`; else as above.
 
     Args:
@@ -234,7 +241,6 @@ def estimate_from_counts(counts, model, dataset_dicts, source, names=()):
             f"{_join(names)}: no anchor is foreground in {counts.num_images} images; check the "
             "annotations, the input size and the anchors' sizes"
         )
-    assignment = assignment_of(model)
     known = assignment.class_names or class_names(names, assignment.num_classes)
     return PriorEstimate(
         num_valid=float(counts.valid.sum()),
@@ -247,14 +253,19 @@ def estimate_from_counts(counts, model, dataset_dicts, source, names=()):
             for s, v, f in zip(counts.strides, counts.valid, counts.foreground)
         ],
         per_class=dict(zip(known, counts.foreground_per_class.tolist())),
-        depends_on=dependencies(model, dataset_dicts, source, names),
+        depends_on=dependencies(assignment, dataset_dicts, source, names),
         num_objects=float(counts.num_objects),
         num_unreached=float(counts.num_unreached),
         standard_error=counts.standard_error,
     )
 
 
-def dependencies(model, dataset_dicts, source, names=()) -> dict[str, Any]:
+def dependencies(
+    model: nn.Module | Assignment,
+    dataset_dicts: list[dict],
+    source: DatasetMapper | str,
+    names: str | list[str] = (),
+) -> dict[str, Any]:
     """Everything that the counts depend on, readable and comparable.
 
     Args:
@@ -303,8 +314,8 @@ def _describe(x):
     return re.sub(r" at 0x[0-9a-f]+", "", repr(x))
 
 
-def class_names(names, num_classes):
-    """list[str]: those of registered data sets, or "class 0" and so on where they do not fit."""
+def class_names(names: str | list[str], num_classes: int) -> list[str]:
+    """Those of registered data sets, or "class 0" and so on where they do not fit."""
     known = [MetadataCatalog.get(n).get("thing_classes", []) for n in _listed(names)]
     if known and len(known[0]) == len(set(known[0])) == num_classes:
         return list(known[0])

@@ -7,10 +7,10 @@ batches are then read before the training, seeded, and labeled by the model's ow
 import inspect
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from detectron2.data import MapDataset
+from detectron2.data import DatasetMapper, MapDataset
 from detectron2.data import transforms as T
 from detectron2.data.common import AspectRatioGroupedDataset, ToIterableDataset
 from detectron2.data.samplers import TrainingSampler
@@ -26,6 +26,7 @@ from ..utils.errors import BadInput
 from ..utils.seeding import seeded
 from .assignment import Assignment, assignment_of
 from .count import LabelTally
+from .counts import AnchorCounts
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Uncountable(Exception):
     """Why the annotations do not tell what a loader gives, in words."""
 
 
-def source_of(loader: Iterable, dataset_dicts: list[dict]):
+def source_of(loader: Iterable, dataset_dicts: list[dict]) -> DatasetMapper | str:
     """What tells the prior of a training loader.
 
     Args:
@@ -46,7 +47,7 @@ def source_of(loader: Iterable, dataset_dicts: list[dict]):
         dataset_dicts: the data set, in Detectron2's format.
 
     Returns:
-        DatasetMapper or str: the loader's mapper, where its augmentations and the annotations tell
+        The loader's mapper, where its augmentations and the annotations tell
         what the loader gives; else why they do not.
     """
     try:
@@ -87,7 +88,7 @@ def _ground_truth(record):
     return record["file_name"], [(*map(float, a["bbox"]), a["category_id"]) for a in objects]
 
 
-def require_countable(mapper):
+def require_countable(mapper: Callable) -> None:
     """Raises Uncountable unless a mapper does what its list of augmentations says."""
     if not reads_as_detectron2(mapper):
         raise Uncountable(f"the mapper {_name(mapper)} has its own way to read an image")
@@ -121,7 +122,7 @@ def measure_counts(
     max_images: int = MOST_IMAGES,
     seed: int = 0,
     progress: bool = True,
-):
+) -> AnchorCounts:
     """Counts the labels that a detector gives on the first batches of a training loader.
 
     All processes read their share, until the prior's standard error is within 2 %. The batches are
@@ -136,7 +137,7 @@ def measure_counts(
         progress: show a progress bar.
 
     Returns:
-        AnchorCounts: sums over the images that were read; the same on all processes.
+        Sums over the images that were read; the same on all processes.
     """
     labels, sums = LabelTally(assignment_of(model)), np.zeros(7, np.int64)
     bar = tqdm(desc="measuring the prior", unit="image", disable=not progress)

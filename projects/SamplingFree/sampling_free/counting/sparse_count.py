@@ -154,7 +154,7 @@ class _Counter:
         )
 
 
-def num_unreached(images: Images, matched: np.ndarray):
+def num_unreached(images: Images, matched: np.ndarray) -> int:
     """Objects of which neither they nor one with the same box in their image is matched.
 
     Args:

@@ -7,10 +7,13 @@ empty picture of the right size.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import detectron2.data.transforms as T
 import numpy as np
+from detectron2.data import DatasetMapper
+from detectron2.structures import Instances
 
 from ..utils.errors import BadInput
 from ..utils.seeding import seeded
@@ -30,19 +33,19 @@ class View(NamedTuple):
     weight: float
 
 
-def size_of(image, index):
+def size_of(image: dict, index: int) -> tuple[int, int]:
     """(height, width) of the image of a dataset dict; an error names it, or its index."""
     if "height" not in image or "width" not in image:
         raise BadInput(f"{image.get('file_name', index)}: its record has no height and width")
     return image["height"], image["width"]
 
 
-def is_exact(augmentation):
+def is_exact(augmentation: T.Augmentation | T.Transform) -> bool:
     """Whether all outcomes of an augmentation are enumerated instead of drawn."""
     return type(augmentation) in (T.ResizeShortestEdge, T.RandomFlip)
 
 
-def sampled_names(augmentations):
+def sampled_names(augmentations: list) -> list[str]:
     """Names of those augmentations whose outcomes must be drawn; empty if all are exact."""
     return [type(a).__name__ for a in augmentations if not is_exact(a)]
 
@@ -66,15 +69,14 @@ def enumerate_views(augmentations, size: tuple[int, int]) -> list[View]:
     return views
 
 
-def choices(augmentation):
+def choices(augmentation: T.ResizeShortestEdge | T.RandomFlip) -> list[tuple[int, float]]:
     """What an exact augmentation chooses from, for any image.
 
     Args:
-        augmentation (ResizeShortestEdge or RandomFlip):
+        augmentation: of a kind that :func:`is_exact`.
 
     Returns:
-        list[tuple[int or bool, float]]: length of the shortest edge, 0 for no resize, or whether
-        to flip; and the probability, > 0.
+        Length of the shortest edge, 0 for no resize, or whether to flip; and the probability, > 0.
     """
     if isinstance(augmentation, T.RandomFlip):
         both = [(False, 1 - augmentation.prob), (True, augmentation.prob)]
@@ -108,19 +110,20 @@ def _outcomes(augmentation, size):
     return outcomes
 
 
-def mapped_views(mapper, image: dict, index: int, num_passes: int, seed: int):
+def mapped_views(
+    mapper: DatasetMapper, image: dict, index: int, num_passes: int, seed: int
+) -> Iterator[tuple[float, tuple[int, int], Instances]]:
     """Yields an image as the mapper gives it under each view.
 
     Args:
-        mapper (DatasetMapper): without masks, unless boxes are recomputed from them.
+        mapper: without masks, unless boxes are recomputed from them.
         image: in Detectron2's format; stays as it is.
         index: of the image, for what is drawn.
         num_passes: how often it is drawn.
         seed: of those draws.
 
     Yields:
-        tuple[float, tuple[int, int], Instances]: weight of the view, (height, width), and what the
-        detector gets to see.
+        Weight of the view, (height, width), and what the detector gets to see.
     """
     for number in range(num_passes):
         with seeded(seed, number, index):

@@ -42,7 +42,7 @@ class Labeled(NamedTuple):
     """(M,) int64: the matched row of ``Images.boxes``, -1 where the anchor is ignored."""
 
 
-def part_of(images, begin, end):
+def part_of(images: Images, begin: int, end: int) -> Images:
     """The images from ``begin`` to before ``end`` as a batch of their own."""
     starts = images.starts[begin : end + 1]
     return Images(
@@ -64,6 +64,6 @@ def expand(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return owner, np.arange(len(owner)) + (first - begins(counts))[owner]
 
 
-def begins(counts):
+def begins(counts: np.ndarray) -> np.ndarray:
     """(N,) where each range begins among the T indices."""
     return np.cumsum(counts) - counts
