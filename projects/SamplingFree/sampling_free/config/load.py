@@ -126,8 +126,8 @@ def _naming_file(path, function, *args):
         raise BadInput(f"{path}: {e}") from None
 
 
-def find_config(path):
-    """The config file of that name, or else the one of Detectron2's model zoo."""
+def find_config(path: str) -> str:
+    """Finds the config file of that name, or else the one of Detectron2's model zoo."""
     if not path:
         raise BadInput("--config-file is missing, e.g. --config-file configs/demo/retinanet.py")
     path = os.path.expanduser(path)
