@@ -126,11 +126,7 @@ FORMAT = "dataloader.test.mapper.image_format"
         (MAPPER, FORMAT, "dataloader.train.mapper is now my_mapper and has no 'image_format'"),
         ("del dataloader.train.mapper", FORMAT, "but dataloader.train has no 'mapper'"),
         ("train.output_dir = '${..cfg.OUT}'", "train.output_dir", "to cfg.OUT, which is not there"),
-        (
-            "train.output_dir = '${.dir}'",
-            "train.output_dir",
-            "train has no 'dir'",
-        ),
+        ("train.output_dir = '${.dir}'", "train.output_dir", "train has no 'dir'"),
         ("train.output_dir = '${train.output_dir}'", "train.output_dir", "Recursive"),
         ("train.output_dir = 'out/${cfg.OUT}'", "train.output_dir", "'cfg.OUT' not found"),
     ],
