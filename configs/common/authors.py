@@ -11,31 +11,23 @@ model.guide=frozen is that of the final code, which had it for one-stage detecto
 from sampling_free import SamplingFreeFCOS
 
 
-def papers_guide(model):
-    """Gives the heads of a model node the guide of the paper, in place."""
-    if "proposal_generator" in model:
-        heads = model.roi_heads
-        predictors = heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
-        nodes = [model.proposal_generator, *predictors]
-    else:
-        nodes = [model]
-    for node in nodes:
-        node.guide = "iteration"
-
-
 def authors_recipe(model, dataloader, optimizer):
     """Changes the nodes of a sampling-free config in place."""
-    papers_guide(model)
     if "proposal_generator" in model:
         rpn, heads = model.proposal_generator, model.roi_heads
         rpn.smooth_l1_beta = 1 / 9
         rpn.loss_weight = {"loss_rpn_loc": 0.125}
         rpn.post_nms_topk = (1000, 1000)
-        cascade = "box_predictors" in heads
-        for predictor in heads.box_predictors if cascade else [heads.box_predictor]:
+        predictors = heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
+        for predictor in predictors:
             predictor.smooth_l1_beta = 1.0
             predictor.loss_weight = {"loss_box_reg": 0.25}
-    elif "anchor_matcher" in model:
+        guided = [rpn, *predictors]
+    else:
+        guided = [model]
+    for node in guided:
+        node.guide = "iteration"
+    if "anchor_matcher" in model:
         model.smooth_l1_beta = 0.11
         model.box_reg_loss_weight = 0.25
     elif model._target_ is SamplingFreeFCOS:

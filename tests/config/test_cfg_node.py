@@ -45,10 +45,7 @@ print(model_zoo.get_config_file("common/train.py"), "pkg_resources" in sys.modul
 
 def test_the_keys_make_every_class_known_to_detectron2_and_the_zoo_needs_no_pkg_resources():
     done = subprocess.run(
-        [sys.executable, "-c", IN_A_NEW_PROCESS],
-        capture_output=True,
-        text=True,
-        env=environment(),
+        [sys.executable, "-c", IN_A_NEW_PROCESS], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr
     *registries, zoo = [line.split() for line in done.stdout.splitlines()]

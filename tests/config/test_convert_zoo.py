@@ -8,11 +8,7 @@ from types import SimpleNamespace
 import detectron2
 import pytest
 import torch
-from detectron2.modeling import (
-    PanopticFPN,
-    ProposalNetwork,
-    build_model,
-)
+from detectron2.modeling import PanopticFPN, ProposalNetwork, build_model
 from torch import nn
 
 from helpers.small_zoo import (

@@ -126,11 +126,7 @@ FORMAT = "dataloader.test.mapper.image_format"
         (MAPPER, FORMAT, "dataloader.train.mapper is now my_mapper and has no 'image_format'"),
         ("del dataloader.train.mapper", FORMAT, "but dataloader.train has no 'mapper'"),
         ("train.output_dir = '${..cfg.OUT}'", "train.output_dir", "to cfg.OUT, which is not there"),
-        (
-            "train.output_dir = '${.dir}'",
-            "train.output_dir",
-            "train has no 'dir'",
-        ),
+        ("train.output_dir = '${.dir}'", "train.output_dir", "train has no 'dir'"),
         ("train.output_dir = '${train.output_dir}'", "train.output_dir", "Recursive"),
         ("train.output_dir = 'out/${cfg.OUT}'", "train.output_dir", "'cfg.OUT' not found"),
     ],
@@ -219,16 +215,12 @@ dataloader.mine = ["~/a", {"b": "~/c", "d": "${train.output_dir}/e~", "f": None}
 @pytest.mark.parametrize("path", ["~/a", "runs/lr=0.1/seed 0", "a (1)/50%/x,y:b/c!"])
 def test_a_path_on_the_command_line_needs_no_quotes(config, path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
+    expected = path.replace("~", "/home/me")
     cfg = load_config(config, [f"train.output_dir={path}", f"train.init_checkpoint='{path}'"])
-    assert cfg.train.output_dir == cfg.train.init_checkpoint == path.replace("~", "/home/me")
-
-
-def test_in_a_yaml_config_too(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    pairs = ["OUTPUT_DIR", "~/runs", "MODEL.WEIGHTS=~/w.pth"]
+    assert cfg.train.output_dir == cfg.train.init_checkpoint == expected
+    pairs = ["OUTPUT_DIR", path, f"MODEL.WEIGHTS={path}"]
     cfg = load_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", pairs)
-    assert cfg.train.output_dir == cfg.cfg.OUTPUT_DIR == "/home/me/runs"
-    assert cfg.train.init_checkpoint == "/home/me/w.pth"
+    assert cfg.train.output_dir == cfg.train.init_checkpoint == cfg.cfg.OUTPUT_DIR == expected
 
 
 # --- config files that register data sets --------------------------------------------------
@@ -274,17 +266,14 @@ def test_so_can_what_it_imports_in_either_way(tmp_path, monkeypatch, free_names)
         assert DatasetCatalog.get("by a config") == [2]
 
 
-def test_two_configs_do_not_share_a_name(tmp_path, free_names):
-    lines = REGISTERS.format(name="shared", records=[1])
-    load_config(write_config(tmp_path, lines))
-    other = write_config(tmp_path, lines, name="other.py")
-    with pytest.raises(BadInput, match="other.py: registers the data set 'shared', as .*config.py"):
-        load_config(other)
-
-
-def test_a_name_that_was_there_before_stays_taken(tmp_path, free_names):
+def test_names_that_others_have_registered_stay_taken(tmp_path, free_names):
+    load_config(write_config(tmp_path, REGISTERS.format(name="shared", records=[1])))
     DatasetCatalog.register("there before", lambda: [0])
-    path = write_config(tmp_path, REGISTERS.format(name="there before", records=[1]))
-    with pytest.raises(BadInput, match="'there before' is already registered"):
-        load_config(path)
+    for name, reason in (
+        ("shared", "other.py: registers the data set 'shared', as .*config.py"),
+        ("there before", "'there before' is already registered"),
+    ):
+        lines = REGISTERS.format(name=name, records=[1])
+        with pytest.raises(BadInput, match=reason):
+            load_config(write_config(tmp_path, lines, name="other.py"))
     assert DatasetCatalog.get("there before") == [0]

@@ -43,6 +43,7 @@ def test_of_a_yaml_config_too(tiny, tmp_path):
     assert same(first_weights(again), first_weights(cfg))
 
 
+@pytest.mark.long
 def test_by_train_net(tmp_path):
     config, out = write_config(tmp_path), tmp_path / "out"
     first = train_net(config, "--variant", "focal", "train.max_iter=2", "train.seed=5")

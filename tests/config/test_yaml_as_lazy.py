@@ -7,9 +7,7 @@ import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 
-from helpers.tiny_run import (
-    same,
-)
+from helpers.tiny_run import same
 from helpers.yaml_files import FASTER, KEYPOINTS, zoo
 from sampling_free.config.cfg_node import cfg_node, lazy_from_cfg_node
 from sampling_free.config.load import load_config

@@ -19,9 +19,7 @@ from detectron2.evaluation import (
 )
 from detectron2.structures import BoxMode
 
-from helpers.tiny_run import (
-    log_lines,
-)
+from helpers.tiny_run import log_lines
 from helpers.yaml_files import FASTER, KEYPOINTS, zoo
 from sampling_free import BadInput
 from sampling_free.config.cfg_node import lazy_from_cfg_node

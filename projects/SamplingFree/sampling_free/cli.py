@@ -6,8 +6,11 @@ import os
 import re
 import sys
 import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 
 from detectron2.config import get_cfg
+from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
 from .config.convert import VARIANTS
@@ -18,11 +21,11 @@ from .utils.signals import Interrupted
 __all__ = ["add_config_options", "config_of", "find_config", "one_line_errors", "parse"]
 
 
-def add_config_options(parser, variants: bool = True):
+def add_config_options(parser: ArgumentParser, variants: bool = True) -> None:
     """Adds --config-file, --sampling-free, --variant, --allow-pickle and the overrides.
 
     Args:
-        parser (ArgumentParser): it may have the first and the last already, as Detectron2's
+        parser: it may have the first and the last already, as Detectron2's
             ``default_argument_parser``.
         variants: False for a script that compares variants.
     """
@@ -56,16 +59,18 @@ def add_config_options(parser, variants: bool = True):
     )
 
 
-def parse(parser, words: list[str] | None = None, own: tuple[str, ...] = ()):
+def parse(
+    parser: ArgumentParser, words: list[str] | None = None, own: tuple[str, ...] = ()
+) -> Namespace:
     """Parses a command line whose overrides may stand anywhere.
 
     Args:
-        parser (ArgumentParser): of :func:`add_config_options`.
+        parser: of :func:`add_config_options`.
         words: default: those of the process.
         own: options that take several key=value words, which are no overrides.
 
     Returns:
-        argparse.Namespace: ``opts`` is the list of all overrides.
+        ``opts`` is the list of all overrides.
     """
     words, overrides = _without_overrides(parser, sys.argv[1:] if words is None else words, own)
     args = parser.parse_args(words)
@@ -75,8 +80,8 @@ def parse(parser, words: list[str] | None = None, own: tuple[str, ...] = ()):
     return args
 
 
-def config_of(args):
-    """:func:`load_config` of what :func:`parse` found."""
+def config_of(args: Namespace) -> DictConfig:
+    """Loads the config that :func:`parse` found."""
     return load_config(args.config_file, args.opts, args.sampling_free, args.variant)
 
 
@@ -109,7 +114,7 @@ def _takes_value(parser, word):
     return action.nargs != 0 if action else word.startswith("--") and "=" not in word
 
 
-def one_line_errors(main):
+def one_line_errors(main: Callable) -> Callable:
     """Turns ``BadInput`` and ``NonFiniteLoss`` into one line on stderr and exit code 2.
 
     Also for the processes that ``launch`` starts, if their function is wrapped too.

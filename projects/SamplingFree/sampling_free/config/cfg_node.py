@@ -6,6 +6,7 @@ LazyConfig that refer to it. So one trainer, with one set of hooks and flags, ru
 
 import logging
 import re
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -49,7 +50,7 @@ EVALUATORS = {
 }
 
 
-def add_sampling_free_config(cfg):
+def add_sampling_free_config(cfg: CfgNode) -> None:
     """Adds the node ``MODEL.SAMPLING_FREE`` to a CfgNode, in place."""
     cfg.MODEL.SAMPLING_FREE = node = CfgNode()
     # Of the dense detector or the RPN. None: measured on the training set before the first
@@ -90,7 +91,7 @@ def add_sampling_free_config(cfg):
     paa.SCORE_VOTING = True
 
 
-def is_cfg_node_file(path):
+def is_cfg_node_file(path: str) -> bool:
     """Whether a file is a YAML config of Detectron2, and not a LazyConfig that a run has saved."""
     if not path.endswith((".yaml", ".yml")):
         return False
@@ -100,7 +101,7 @@ def is_cfg_node_file(path):
     return bool(keys & own) and not keys & {b"model", b"train", b"dataloader"}
 
 
-def read_cfg_node(path):
+def read_cfg_node(path: str) -> CfgNode:
     """Reads a YAML config with the keys of Detectron2 and of this project.
 
     Raises:
@@ -116,7 +117,7 @@ def read_cfg_node(path):
 
 
 def lazy_from_cfg_node(cfg: CfgNode) -> DictConfig:
-    """The LazyConfig that trains what a CfgNode describes.
+    """Makes the LazyConfig that trains what a CfgNode describes.
 
     Args:
         cfg: kept whole as ``cfg``; the other nodes refer to it.
@@ -204,7 +205,7 @@ def lazy_from_cfg_node(cfg: CfgNode) -> DictConfig:
 
 
 def cfg_node(cfg: DictConfig) -> CfgNode:
-    """The CfgNode again.
+    """Returns the CfgNode again.
 
     Args:
         cfg: the key ``cfg`` of :func:`lazy_from_cfg_node`.
@@ -216,8 +217,8 @@ def cfg_node(cfg: DictConfig) -> CfgNode:
     return node
 
 
-def meta_architecture(cfg):
-    """The model; moved to its device by the trainer."""
+def meta_architecture(cfg: DictConfig) -> torch.nn.Module:
+    """Builds the model; the trainer moves it to its device."""
     node = cfg_node(cfg)
     try:
         model = META_ARCH_REGISTRY.get(node.MODEL.META_ARCHITECTURE)(node)
@@ -234,8 +235,8 @@ def meta_architecture(cfg):
     return model
 
 
-def learning_rate_schedule(cfg):
-    """The multiplier of the learning rate, as Detectron2 makes it."""
+def learning_rate_schedule(cfg: DictConfig) -> Callable[[float], float]:
+    """Builds the multiplier of the learning rate, as Detectron2 makes it."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         return build_lr_scheduler(cfg_node(cfg), optimizer)._multiplier
@@ -247,13 +248,13 @@ def learning_rate_schedule(cfg):
         ) from None
 
 
-def dataset_mapper(cfg, is_train):
+def dataset_mapper(cfg: DictConfig, is_train: bool) -> DatasetMapper:
     """Makes Detectron2's mapper of a YAML config."""
     return DatasetMapper(cfg_node(cfg), is_train=is_train)
 
 
-def dataset_dicts(cfg, names, is_train):
-    """As Detectron2's loaders get them from a CfgNode."""
+def dataset_dicts(cfg: DictConfig, names: str | list[str], is_train: bool) -> list[dict]:
+    """Loads the records of data sets, as Detectron2's loaders get them from a CfgNode."""
     node = cfg_node(cfg)
     sets = node.DATASETS
     if is_train:
@@ -284,8 +285,8 @@ def _require_plain(path):
         ) from None
 
 
-def train_loader(dataset, *, cfg, seed, **kwargs):
-    """The replayable loader with the sampler that ``DATALOADER.SAMPLER_TRAIN`` names."""
+def train_loader(dataset: list[dict], *, cfg: DictConfig, seed: int, **kwargs):
+    """Builds the replayable loader with the sampler that ``DATALOADER.SAMPLER_TRAIN`` names."""
     node, sampler = cfg.DATALOADER, None
     if node.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         newer = {"sqrt": node.REPEAT_SQRT} if "REPEAT_SQRT" in node else {}
@@ -313,8 +314,8 @@ def _evaluators(cfg, name):
     return nodes
 
 
-def plain(cfg):
-    """A CfgNode as nested dicts and lists."""
+def plain(cfg: object) -> object:
+    """Returns a CfgNode as nested dicts and lists."""
     if isinstance(cfg, dict):
         return {key: plain(value) for key, value in cfg.items()}
     return [plain(x) for x in cfg] if isinstance(cfg, (list, tuple)) else cfg

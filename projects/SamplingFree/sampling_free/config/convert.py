@@ -94,8 +94,8 @@ def as_variant(cfg: DictConfig | CfgNode, name: str, quiet: bool = False) -> Dic
     return varied
 
 
-def copy_node(cfg):
-    """A copy of a node within a copy of all that it may refer to."""
+def copy_node(cfg: DictConfig) -> DictConfig:
+    """Copies a node within a copy of all that it may refer to."""
     key = cfg._get_full_key("")
     root = copy.deepcopy(cfg._get_root())
     if not key:

@@ -186,8 +186,8 @@ class _Call:
             )
 
 
-def class_name(x):
-    """A class by its name, of another's code with its module."""
+def class_name(x: object) -> str:
+    """Names a class, one of another's code with its module."""
     if not isinstance(x, type):
         return getattr(x, "__qualname__", str(x))
     ours = x.__module__.split(".")[0] in ("detectron2", "sampling_free", "builtins")

@@ -43,6 +43,12 @@ TRAIN_DEFAULTS = dict(
     reference_batch_size=0,  # that the learning rate is for, which is scaled to the batch; 0: not
     allow_pickle=False,  # load weights that could run code; --allow-pickle sets it
 )
+FROM_ZERO = {  # what to give instead of a value that is none
+    "monitor_period": "a number of iterations, or 0 for no measurements",
+    "skip_nonfinite": "a number of batches in a row, or 0 to stop at the first",
+    "reference_batch_size": "the whole number of images that optimizer.lr was chosen for, or 0 to "
+    "take it as it is",
+}
 # Keys that take a number or a word, and whose nodes know which.
 WORDS = {
     "prior": PriorBias,
@@ -126,8 +132,8 @@ def _naming_file(path, function, *args):
         raise BadInput(f"{path}: {e}") from None
 
 
-def find_config(path):
-    """The config file of that name, or else the one of Detectron2's model zoo."""
+def find_config(path: str) -> str:
+    """Finds the config file of that name, or else the one of Detectron2's model zoo."""
     if not path:
         raise BadInput("--config-file is missing, e.g. --config-file configs/demo/retinanet.py")
     path = os.path.expanduser(path)
@@ -161,11 +167,8 @@ def _apply_pairs(node, pairs):
         parent, done = node, []
         for part in key.split("."):
             if not isinstance(parent, CfgNode) or part not in parent:
-                where = ".".join(done) or "the config"
                 known = list(parent) if isinstance(parent, CfgNode) else []
-                near = difflib.get_close_matches(part.upper(), known, 1, cutoff=0.5)
-                hint = f"did you mean {'.'.join([*done, near[0]])}?" if near else f"known: {known}"
-                raise BadInput(f"{key}: unknown key {part!r} in {where}; {hint}")
+                raise _unknown_key(key, part, done, known, part.upper())
             parent = parent[part]
             done.append(part)
         if isinstance(parent, CfgNode):
@@ -174,6 +177,13 @@ def _apply_pairs(node, pairs):
             node.merge_from_list([key, value])
         except (ValueError, AssertionError, KeyError) as e:
             raise BadInput(f"{key} {value}: {e}") from None
+
+
+def _unknown_key(key, part, done, known, spelled):
+    """The error for a part of a key that is not known behind those that are done."""
+    near = difflib.get_close_matches(spelled, known, 1, cutoff=0.5)
+    hint = f"did you mean {'.'.join([*done, near[0]])}?" if near else f"known: {known}"
+    return BadInput(f"{key}: unknown key {part!r} in {'.'.join(done) or 'the config'}; {hint}")
 
 
 def _load(path):
@@ -252,21 +262,9 @@ def _check_train(train):
         value = OmegaConf.select(train, key)
         if not isinstance(value, int) or value < 1:
             raise BadInput(f"train.{key}={value!r}: give a whole number from 1 up")
-    if type(train.monitor_period) is not int or train.monitor_period < 0:
-        raise BadInput(
-            f"train.monitor_period={train.monitor_period!r}: give a number of iterations, or 0 for "
-            "no measurements"
-        )
-    if type(train.skip_nonfinite) is not int or train.skip_nonfinite < 0:
-        raise BadInput(
-            f"train.skip_nonfinite={train.skip_nonfinite!r}: give a number of batches in a row, "
-            "or 0 to stop at the first"
-        )
-    if type(train.reference_batch_size) is not int or train.reference_batch_size < 0:
-        raise BadInput(
-            f"train.reference_batch_size={train.reference_batch_size!r}: give the whole number of "
-            "images that optimizer.lr was chosen for, or 0 to take it as it is"
-        )
+    for key, way_out in FROM_ZERO.items():
+        if type(train[key]) is not int or train[key] < 0:
+            raise BadInput(f"train.{key}={train[key]!r}: give {way_out}")
     if not isinstance(train.allow_pickle, bool):
         raise BadInput(f"train.allow_pickle={train.allow_pickle!r}: give True or False")
     for row in train.expected_results:
@@ -338,9 +336,7 @@ def _check_key(cfg, key):
                 if parameters is None or part in parameters:
                     return
                 known = [k for k in known if k != "_target_"] + sorted(parameters)
-                near = difflib.get_close_matches(part, known, 1, cutoff=0.5)
-                hint = f"did you mean {'.'.join([*done, near[0]])}?" if near else f"known: {known}"
-                raise BadInput(f"{key}: unknown key {part!r} in {where}; {hint}")
+                raise _unknown_key(key, part, done, known, part)
         else:
             raise BadInput(f"{key}: {where} is the value {node!r} and has no keys")
         done.append(part)

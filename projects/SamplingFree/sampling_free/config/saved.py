@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
+from collections.abc import Iterator
 
 import yaml
 
 
 @contextlib.contextmanager
-def keys_in_order():
-    """Detectron2's ``LazyConfig.save`` within it keeps the order of keys, which it sorts else.
+def keys_in_order() -> Iterator[None]:
+    """Lets Detectron2's ``LazyConfig.save`` keep the order of keys, which it otherwise sorts.
 
     The parts of a model are built, and draw their random weights, in the order of the keys.
     """
