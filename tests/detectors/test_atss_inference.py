@@ -9,7 +9,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from helpers.literal_points import decoded, nms_literal, square_anchors, vote_literal
 from helpers.tiny import batch
 from helpers.tiny_detectors import tiny_fcos
-from helpers.tiny_points import CLASSES, SAMPLING_FREE, points_model, raw_outputs
+from helpers.tiny_points import CLASSES, points_model, raw_outputs
 from sampling_free import ATSS, PAA, SamplingFreeATSS, SamplingFreePAA
 from sampling_free.utils.errors import BadInput
 
@@ -135,44 +135,6 @@ def test_nothing_above_the_threshold_is_no_detection(cls):
         assert found.pred_classes.dtype == torch.long
 
 
-@pytest.mark.parametrize("cls", SAMPLING_FREE)
-def test_thresholds_that_follow_from_the_prior(cls):
-    thetas, inputs = [0.004, 0.01, 0.02], batch(2)
-    for mode, thresholds in (("per_class", thetas), ("prior", [sum(thetas)] * 3)):
-        model = points_model(cls, prior=thetas, test_score_thresh=mode)
-        with torch.no_grad():
-            model.head.cls_score.bias.fill_(-3.0)
-        (found,) = _detect(model, inputs)
-        expected = _literal(model, inputs, 0, thresholds=thresholds, voting=issubclass(cls, PAA))
-        assert len(expected) > 0
-        _same(found, expected)
-    unknown = points_model(cls, prior="auto", test_score_thresh="prior")
-    with pytest.raises(BadInput, match="test_score_thresh"):
-        _detect(unknown, inputs)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_bfloat16_autocast_detects_nearly_the_same(cls):
-    inputs = batch(2)
-    model = points_model(cls, test_score_thresh=0.001, max_detections_per_image=1)
-    (full,) = _detect(model, inputs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (half,) = _detect(model, inputs)
-    assert half.scores.tolist() == pytest.approx(full.scores.tolist(), rel=0.05)
-    assert half.pred_boxes.tensor.isfinite().all()
-
-
-@pytest.mark.parametrize(("focal", "sampling_free"), PAIRS)
-def test_both_ways_of_training_give_one_detector(focal, sampling_free):
-    inputs = batch(2, 3)
-    ours = points_model(sampling_free, test_score_thresh=0.005, seed=1)
-    theirs = tiny_fcos(focal, test_score_thresh=0.005, seed=2)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    for a, b in zip(_detect(ours, inputs), _detect(theirs, inputs)):
-        assert len(a) > 10 and torch.equal(a.scores, b.scores)
-        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
-
-
 # --- weights --------------------------------------------------------------------------------------
 
 
@@ -185,28 +147,6 @@ def test_the_weights_are_those_of_detectron2s_fcos(cls, norm):
     model.load_state_dict(fcos.state_dict(), strict=True)
     for key, value in fcos.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
-
-
-@pytest.mark.parametrize(("focal", "sampling_free"), PAIRS)
-def test_checkpoints_go_both_ways(focal, sampling_free, tmp_path):
-    a, b = points_model(focal, seed=1), points_model(sampling_free, seed=2)
-    torch.save(a.state_dict(), tmp_path / "a.pth")
-    assert not b.head_was_loaded
-    b.load_state_dict(torch.load(tmp_path / "a.pth"), strict=True)
-    assert b.head_was_loaded
-    torch.save(b.state_dict(), tmp_path / "b.pth")
-    other = points_model(focal, seed=3)
-    other.load_state_dict(torch.load(tmp_path / "b.pth"), strict=True)
-    for key, value in a.state_dict().items():
-        assert torch.equal(other.state_dict()[key], value)
-
-
-@pytest.mark.parametrize("cls", SAMPLING_FREE)
-def test_the_learned_guide_and_one_without_share_their_weights(cls):
-    learned, plain = points_model(cls, guide="frozen"), points_model(cls)
-    learned.load_state_dict(plain.state_dict(), strict=True)
-    extra = learned.state_dict().keys() - plain.state_dict().keys()
-    assert all(k.startswith("guide.") for k in extra)
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -240,17 +180,3 @@ def test_anchors_are_squares_around_the_middle_of_each_cell(cls, side):
 def test_a_number_of_candidates_below_one_is_refused(cls, topk):
     with pytest.raises(BadInput, match="topk"):
         points_model(cls, topk=topk)
-
-
-@pytest.mark.parametrize("prior", ["automatic", 0, 1.0, None])
-@pytest.mark.parametrize("cls", SAMPLING_FREE)
-def test_an_impossible_prior_is_refused(cls, prior):
-    with pytest.raises(BadInput, match="model.prior=.*'auto'"):
-        tiny_fcos(cls, prior=prior)
-
-
-@pytest.mark.parametrize("cls", SAMPLING_FREE)
-def test_a_given_prior_is_the_start_score(cls):
-    model = tiny_fcos(cls, prior=[0.1, 0.02, 1e-5])
-    scores = model.head.cls_score.bias.sigmoid().tolist()
-    assert scores == pytest.approx([0.1, 0.02, 1e-5], rel=1e-4)

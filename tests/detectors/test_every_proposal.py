@@ -1,7 +1,5 @@
 """RoI heads without sampling: every proposal takes part, in training and in no other way."""
 
-import math
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -162,63 +160,6 @@ def test_training_uses_every_proposal_and_guides_the_loss(kind, num_classes, mon
     for name, gradient in gradients.items():
         assert gradient is not None and gradient.isfinite().all(), name
         assert "roi_heads" not in name or gradient.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_without_objects_gives_zeros_for_every_parameter(kind):
-    losses, latest, gradients = train_step(model_of(kind), rcnn_batch(0, 0, kind=kind))
-    assert losses.keys() == BOTH | OWN_LOSSES[kind]
-    assert all(x.item() == 0 for x in losses.values())
-    for name, gradient in gradients.items():
-        assert gradient is not None and gradient.abs().max() == 0, name
-    assert latest["guide/roi/empty_batches"] == 1 and latest["roi_head/num_fg_samples"] == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_image_of_a_batch_may_be_empty(kind):
-    losses, latest, gradients = train_step(model_of(kind), rcnn_batch(4, 0, kind=kind))
-    assert all(0 < x.item() < math.inf for x in losses.values())
-    assert losses["loss_cls"].item() == pytest.approx(2 * losses["loss_box_reg"].item(), rel=1e-5)
-    assert all(g is not None and g.isfinite().all() for g in gradients.values())
-    assert latest["guide/roi/empty_batches"] == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_autocast_trains_the_whole_detector(kind):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, latest, gradients = train_step(model_of(kind), rcnn_batch(3, 5, kind=kind))
-    assert losses["loss_cls"].item() == pytest.approx(2 * losses["loss_box_reg"].item(), rel=1e-5)
-    assert losses["loss_cls"].dtype == torch.float32
-    assert 0 < latest["guide/roi/r"] < math.inf
-    assert all(g is not None and g.isfinite().all() for g in gradients.values())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_state_dicts_go_both_ways(kind):
-    ours, stock = model_of(kind, seed=1), tiny_rcnn(kind, stock=True, seed=2)
-    assert list(ours.state_dict()) == list(stock.state_dict())
-    weights = {k: v.clone() for k, v in ours.state_dict().items()}
-    stock.load_state_dict(weights, strict=True)
-    other = tiny_rcnn(kind, stock=True, seed=3).state_dict()
-    ours.load_state_dict(other, strict=True)
-    for key, value in other.items():
-        assert torch.equal(ours.state_dict()[key], value)
-        assert torch.equal(stock.state_dict()[key], weights[key])
-
-
-@pytest.mark.parametrize("agnostic", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_detections_are_bit_equal_to_stock(kind, agnostic):
-    ours = model_of(kind, agnostic=agnostic, seed=1)
-    with torch.no_grad():  # scores and boxes that differ from one another
-        for layer in (
-            ours.roi_heads.box_predictor.cls_score,
-            ours.roi_heads.box_predictor.bbox_pred,
-        ):
-            layer.weight.normal_(std=0.5)
-    inputs = rcnn_batch(2, 0)
-    inputs[1].update(height=50, width=200)
-    assert_same_detections(ours, tiny_rcnn(kind, stock=True, agnostic=agnostic, seed=2), inputs)
 
 
 class TestMaxMaskPositives:

@@ -167,41 +167,6 @@ class TestLosses:
             assert gradient.abs().max() == 0
         assert latest["guide/roi/r"] == 0 and latest["guide/roi/empty_batches"] == 1
 
-    def test_no_proposal_at_all_gives_connected_zeros(self):
-        predictor = make_predictor()
-        proposals = [labeled([], [], []), labeled([], [])]
-        predictions = made_up_predictions(predictor, proposals)
-        losses, _ = run_losses(predictor, predictions, proposals)
-        assert losses["loss_cls"].item() == losses["loss_box_reg"].item() == 0
-        sum(losses.values()).backward()
-        assert all(x.grad.shape == x.shape for x in predictions)
-
-    def test_bfloat16_autocast_gives_nearly_the_same(self):
-        predictor, proposals = make_predictor(), hand_made()
-        features = torch.randn(8, 5, generator=torch.Generator().manual_seed(3))
-        answers = []
-        for enabled in (False, True):
-            predictor.zero_grad()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-                predictions = predictor(features)
-                assert predictions[0].dtype == (torch.bfloat16 if enabled else torch.float32)
-                losses, latest = run_losses(predictor, predictions, proposals)
-            sum(losses.values()).backward()
-            gradients = [p.grad.clone() for p in predictor.parameters()]
-            answers.append((losses, latest, gradients))
-        (full, full_latest, full_gradients), (half, half_latest, half_gradients) = answers
-        for key in full:
-            assert half[key].dtype == torch.float32
-            assert half[key].item() == pytest.approx(full[key].item(), rel=0.02)
-        assert half_latest["guide/roi/r"] == pytest.approx(full_latest["guide/roi/r"], rel=0.02)
-        for a, b in zip(full_gradients, half_gradients):
-            assert (a - b).norm() < 0.05 * a.norm()
-
-    @pytest.mark.parametrize("guide", ["epoch", -1, None])
-    def test_an_unknown_guide_is_refused(self, guide):
-        with pytest.raises(BadInput, match="guide"):
-            make_predictor(guide=guide)
-
     @pytest.mark.skipif(not ON_MAIN, reason="sigmoid cross entropy came after v0.6")
     def test_sigmoid_cross_entropy_has_no_prior_and_is_refused(self):
         with pytest.raises(BadInput, match="use_sigmoid_ce=True.*no prior"):
