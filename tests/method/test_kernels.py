@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,9 +40,7 @@ LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "images inside": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
     "slice of channels": lambda x: torch.cat([x, x + 1], 1)[:, : x.shape[1]],
-    "slice of places": lambda x: torch.cat([x + 1, x], 3)[..., x.shape[3] :],
     "every other image": lambda x: x.repeat_interleave(2, 0)[::2],
 }
 
@@ -120,16 +119,10 @@ def test_value_gradient_and_norm(device, shape, dtype):
     check(random_levels(shape, device, dtype=dtype), random_labels(shape, device), shape[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_dtypes_of_logits(device, dtype):
-    check(random_levels(SMALL, device, dtype=dtype), random_labels(SMALL, device), 3)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-@pytest.mark.parametrize("piece", [1, 7, 16, 33])
-def test_borders_of_pieces(monkeypatch, piece, layout):
+@pytest.mark.parametrize("piece", [1, 16, 33])
+def test_borders_of_pieces(monkeypatch, piece):
     monkeypatch.setattr(sigmoid_bce_torch, "PIECE", piece)
-    for shape, dtype in SHAPES:
+    for (shape, dtype), layout in zip(SHAPES, cycle(["contiguous", "channels last"])):
         levels = [LAYOUTS[layout](x) for x in random_levels(shape, "cpu", dtype=dtype)]
         check(levels, random_labels(shape, "cpu"), shape[2])
 
@@ -159,12 +152,6 @@ def test_order_of_logits_in_memory(device, layout):
     check(levels, random_labels(SMALL, device), 3)
 
 
-def test_expanded_logits(device):
-    a, b = random_levels(SMALL, device)
-    levels = [a[:1].expand_as(a), b[..., :1].expand_as(b)]
-    check(levels, random_labels(SMALL, device), 3)
-
-
 def test_levels_of_several_dtypes_and_orders(device):
     shape = (1, 2, 3, [(2, 3), (3, 1), (1, 1), (2, 2)])
     a, b, c, d = random_levels(shape, device)
@@ -181,9 +168,7 @@ def test_levels_without_places(device):
     assert none.grad.shape == none.shape
 
 
-@pytest.mark.parametrize(
-    ("foreground", "ignored"), [(0, 0), (1, 0), (0, 1), (0.5, 0), (0, 0.5), (0.5, 0.5)]
-)
+@pytest.mark.parametrize(("foreground", "ignored"), [(0, 0), (1, 0), (0, 1), (0.5, 0.5)])
 def test_kinds_of_rows(device, foreground, ignored):
     labels = random_labels(SMALL, device, foreground, ignored)
     check(random_levels(SMALL, device), labels, 3)
@@ -214,12 +199,12 @@ def test_half_precision_gradient_with_a_grad_scalers_factor(device, mean, allowe
     assert error.mean() < allowed
 
 
-@pytest.mark.parametrize("mean", [-4, -2, 0, 3])
+@pytest.mark.parametrize("mean", [-4, 0, 3])
 def test_high_scores_beside_special_places(device, mean):
     check(random_levels(SMALL, device, mean), random_labels(SMALL, device), 3)
 
 
-@pytest.mark.parametrize("logit", [-1e4, 1e4, -1e38, 1e38, -math.inf, math.inf])
+@pytest.mark.parametrize("logit", [-1e4, 1e38, -math.inf, math.inf])
 def test_huge_logits(device, logit):
     """As softplus(x) and its derivative have it: 0 and 0 on one side, x and 1 on the other."""
     for label, sign in [(0, -1), (1, 1)]:
@@ -234,7 +219,7 @@ def test_huge_logits(device, logit):
         assert norm.item() == pytest.approx(float(sign * logit > 0), abs=1e-11)
 
 
-@pytest.mark.parametrize("label", [0, 1, 3])
+@pytest.mark.parametrize("label", [0, 3])
 def test_what_is_no_number_is_not_lost(device, label):
     (x,) = random_levels((1, 1, 3, [(5, 4)]), device)
     labels = all_background([x], 3)
@@ -250,7 +235,7 @@ def test_what_is_no_number_is_not_lost(device, label):
     assert math.isnan(sigmoid_bce_gradient_norm([broken], labels).item())
 
 
-@pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("logit", [math.nan, math.inf])
 def test_what_is_no_number_takes_no_part_where_it_is_ignored(device, logit):
     levels, labels = random_levels(SMALL, device), random_labels(SMALL, device)
     labels[1, 3] = -1  # the second place, its second anchor

@@ -161,8 +161,10 @@ def waits_of_losses(model, inputs, monkeypatch):
     return waits
 
 
-@pytest.mark.parametrize("num_objects", [(3,), (2, 4)])
-@pytest.mark.parametrize("models", [retinanets, fcos, atss, rpns])
+@pytest.mark.parametrize(
+    "models, num_objects",
+    [(retinanets, (3,)), (retinanets, (2, 4)), (fcos, (2, 4)), (atss, (3,)), (rpns, (2, 4))],
+)
 def test_losses_wait_no_more_often_than_those_they_replace(monkeypatch, models, num_objects):
     if DEVICE == "cpu":
         for name in ("retinanet", "points", "rpn"):

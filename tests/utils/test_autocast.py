@@ -6,6 +6,9 @@ from torch import nn
 
 from sampling_free.utils.autocast import training_autocast
 
+SIDES = [(3, 1), (3, 2), (3, 3), (3, 4), (1, 4), (14, 2), (11, 4), (1, 1)]
+CHANNELS = [(16, 32), (64, 64), (256, 36)]
+
 
 def poison():
     """Leaves freed memory full of NaN, which the next allocations get."""
@@ -27,25 +30,21 @@ def gradients(layer, x, dtype):
 
 
 @pytest.mark.parametrize(
-    "sides", [(3, 1), (3, 2), (3, 3), (3, 4), (1, 4), (14, 2), (11, 4), (1, 1)]
-)
-@pytest.mark.parametrize(
     "kernel, stride",
     [(1, 2), (3, 1), (3, 2), (7, 1), (7, 2), (3, 4), (5, (1, 3)), (3, (1, 2)), (3, (2, 1))],
 )
-@pytest.mark.parametrize("channels", [(16, 32), (64, 64), (256, 36)])
-def test_a_convolution_has_the_gradients_of_float32_on_narrow_levels(
-    kernel, stride, sides, channels
-):
+def test_a_convolution_has_the_gradients_of_float32_on_narrow_levels(kernel, stride):
     torch.manual_seed(0)
-    check(nn.Conv2d(*channels, kernel, stride, padding=kernel // 2), sides)
+    for i, sides in enumerate(SIDES):
+        channels = CHANNELS[(i + kernel) % len(CHANNELS)]
+        check(nn.Conv2d(*channels, kernel, stride, padding=kernel // 2), sides)
 
 
-@pytest.mark.parametrize("sides", [(5, 1), (1, 5), (9, 1)])
 @pytest.mark.parametrize("kernel, stride", [(2, 2), (4, 2), (3, 3)])
-def test_so_has_a_transposed_one(kernel, stride, sides):
+def test_so_has_a_transposed_one(kernel, stride):
     torch.manual_seed(0)
-    check(nn.ConvTranspose2d(64, 16, kernel, stride), sides)
+    for sides in ((5, 1), (1, 5), (9, 1)):
+        check(nn.ConvTranspose2d(64, 16, kernel, stride), sides)
 
 
 def check(layer, sides):
