@@ -62,20 +62,18 @@ def _expected(model, anchors, sizes, logits, deltas, quality, labels, boxes):
     return expected_losses(model, anchors.double().tolist(), *rows, labels, boxes)
 
 
-@pytest.mark.parametrize("weight", [None, 3.5])
-@pytest.mark.parametrize(("num_classes", "seed"), [(1, 0), (3, 1)])
+@pytest.mark.parametrize("num_classes, weight", [(1, None), (3, 3.5)])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_losses_are_those_of_the_definition(cls, num_classes, seed, weight):
+def test_losses_are_those_of_the_definition(cls, num_classes, weight):
     settings = {} if weight is None else {"box_loss_weight": weight}
     model = points_model(cls, num_classes=num_classes, **settings)
     assert model.box_loss_weight == (weight or (1.3 if issubclass(cls, PAA) else 2.0))
-    arrays = _hand_made(num_classes, seed)
+    arrays = _hand_made(num_classes)
     losses, latest = _losses(model, *arrays)
     check_losses(model, losses, latest, _expected(model, *arrays), rel=1e-5)
 
 
-@pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (0.6, 0.5)])
-@pytest.mark.parametrize("cls", [ATSS, PAA])
+@pytest.mark.parametrize("cls, alpha, gamma", [(ATSS, 0.25, 2.0), (PAA, 0.6, 0.5)])
 def test_gradients_with_focal_loss_are_those_of_the_definition(cls, alpha, gamma):
     model = points_model(cls, focal_loss_alpha=alpha, focal_loss_gamma=gamma)
     arrays = _hand_made()
@@ -92,8 +90,7 @@ def test_gradients_with_focal_loss_are_those_of_the_definition(cls, alpha, gamma
             torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("guide", ["iteration", 0.7])
-@pytest.mark.parametrize("cls", SAMPLING_FREE)
+@pytest.mark.parametrize("cls, guide", [*zip(SAMPLING_FREE, ["iteration", 0.7])])
 def test_the_guide_scales_the_gradient_of_the_classification_loss_alone(cls, guide):
     model = points_model(cls, guide=guide)
     arrays = _hand_made()

@@ -26,11 +26,10 @@ def _objects(rng, size, num, sides=(0.05, 0.9)):
     return np.hstack([centers - half, centers + half]).astype(np.float32).astype(np.float64)
 
 
-SIZES = [(64, 96), (200, 130), (33, 257), (32, 32), (256, 320)]
+SIZES = [(64, 96), (33, 257), (256, 320)]
 
 
-@pytest.mark.parametrize("topk", [1, 3, 9, 1000])
-@pytest.mark.parametrize("num", [0, 1, 4, 15])
+@pytest.mark.parametrize("num, topk", [(0, 9), (1, 1), (4, 3), (15, 9), (15, 1000)])
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_the_papers_algorithm(size, num, topk):
     rng = np.random.default_rng([*size, num, topk])
@@ -40,7 +39,7 @@ def test_it_is_the_papers_algorithm(size, num, topk):
     assert _match(levels, boxes, topk).tolist() == atss_literal(levels, boxes, topk).tolist()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_so_it_is_for_crowded_tiny_and_huge_objects(seed):
     rng = np.random.default_rng(seed)
     size = tuple(int(x) for x in rng.integers(40, 260, 2))

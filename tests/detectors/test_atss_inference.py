@@ -82,7 +82,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [ATSS, SamplingFreePAA])
 def test_detections_are_those_of_the_definition(cls, name):
     settings, literal = SETTINGS[name]
     model, inputs = points_model(cls, **settings), batch(2, 1)
@@ -105,7 +105,7 @@ def test_without_voting_the_boxes_of_paa_are_those_after_suppression():
     assert not torch.allclose(found.pred_boxes.tensor, voted.pred_boxes.tensor)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [SamplingFreeATSS, PAA])
 def test_boxes_have_the_size_of_the_image_that_was_asked_for(cls):
     model, inputs = points_model(cls, test_score_thresh=0.005), batch(2)
     inputs[0].update(height=32, width=192)
@@ -114,7 +114,7 @@ def test_boxes_have_the_size_of_the_image_that_was_asked_for(cls):
     _same(found, expected, (32, 192), (0.5, 2.0))
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [SamplingFreeATSS, PAA])
 def test_the_threshold_is_of_the_class_score_and_not_of_what_ranks(cls):
     model, inputs = points_model(cls, test_score_thresh=0.005), batch(2)
     (before,) = _detect(model, inputs)
@@ -126,7 +126,7 @@ def test_the_threshold_is_of_the_class_score_and_not_of_what_ranks(cls):
     assert after.scores.max() < 0.005 < before.scores.max()
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [SamplingFreeATSS, PAA])
 def test_nothing_above_the_threshold_is_no_detection(cls):
     model = points_model(cls, test_score_thresh=0.9999)
     for found in _detect(model, batch(2, 0)):
@@ -138,8 +138,7 @@ def test_nothing_above_the_threshold_is_no_detection(cls):
 # --- weights --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["", "BN"])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls, norm", [*zip(CLASSES, ["", "BN"] * 2)])
 def test_the_weights_are_those_of_detectron2s_fcos(cls, norm):
     model, fcos = points_model(cls, norm=norm), tiny_fcos(FCOS, norm=norm, seed=3)
     shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (model, fcos)]
@@ -164,8 +163,7 @@ def test_the_defaults_are_the_published_ones_but_for_the_threshold(focal, sampli
     assert b.prior == "auto" and b.guide.key == "iteration"
 
 
-@pytest.mark.parametrize("side", [4.0, 5.5])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls, side", [(ATSS, 4.0), (SamplingFreePAA, 5.5)])
 def test_anchors_are_squares_around_the_middle_of_each_cell(cls, side):
     model = points_model(cls, anchor_size=side)
     features = [torch.zeros(1, 1, -(-64 // s), -(-96 // s)) for s in (8, 16, 32, 64, 128)]
@@ -175,8 +173,7 @@ def test_anchors_are_squares_around_the_middle_of_each_cell(cls, side):
         torch.testing.assert_close(ours.tensor, torch.from_numpy(expected).float())
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("topk", [0, -1])
+@pytest.mark.parametrize("cls, topk", [(ATSS, 0), (SamplingFreePAA, -1)])
 def test_a_number_of_candidates_below_one_is_refused(cls, topk):
     with pytest.raises(BadInput, match="topk"):
         points_model(cls, topk=topk)

@@ -33,10 +33,8 @@ FIELDS = {
     "objectness_logits": Tensor,
 }
 RETINANETS = {
-    **{
-        f"guide {guide}": {"prior": 0.05, "guide": guide}
-        for guide in ("iteration", "gradient", "frozen", 0.5)
-    },
+    "gradient": {"prior": 0.05, "guide": "gradient"},
+    "frozen": {"prior": 0.05, "guide": "frozen"},
     "threshold of the prior": {"prior": [0.05, 0.06, 0.07], "test_score_thresh": "prior"},
 }
 
@@ -57,7 +55,7 @@ SCRIPTED = {
     "GHM in the RPN": lambda: rcnn(GHMRPN),
 }
 TRACED = {
-    **SCRIPTED,
+    **{name: SCRIPTED[name] for name in ("gradient", "Mask R-CNN", "GHM", "OHEM in both stages")},
     "thresholds of the classes": lambda: tiny_retinanet(
         prior=[0.05, 0.06, 0.07], test_score_thresh="per_class"
     ),

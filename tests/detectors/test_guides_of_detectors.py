@@ -96,7 +96,7 @@ def test_gradient_takes_the_box_loss_that_is_configured(kind, options):
         assert latest[name] == pytest.approx(expected, rel=1e-4), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["retinanet", "paa", "faster", "cascade"])
 def test_gradient_writes_nothing_else_and_leaves_no_gradient(kind):
     model, plain = detector(kind, "gradient"), detector(kind, 1.0)
     numbers = []
@@ -111,7 +111,7 @@ def test_gradient_writes_nothing_else_and_leaves_no_gradient(kind):
     assert first == pytest.approx(second, nan_ok=True) and of_guide <= numbers[0].keys()
 
 
-@pytest.mark.parametrize("kind", [*STOCK, "faster", "cascade", "c4"])
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "paa", "cascade"])
 def test_gradient_needs_no_graph_of_the_model(kind):
     inputs = inputs_of(kind, 3, 2)
     _, expected, _ = train_step(detector(kind, "gradient"), inputs)
@@ -129,21 +129,19 @@ def test_gradient_needs_no_graph_of_the_model(kind):
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos", "paa", "faster", "c4"])
-@pytest.mark.parametrize("guide", ["gradient", "frozen"])
-def test_mixed_precision_gives_about_the_same_r(kind, guide):
+def test_mixed_precision_gives_about_the_same_r(kind):
     inputs = inputs_of(kind, 3, 2)
-    _, exact, _ = train_step(detector(kind, guide), inputs)
+    _, exact, _ = train_step(detector(kind, "gradient"), inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        losses, rough, gradients = train_step(detector(kind, guide), inputs)
+        losses, rough, gradients = train_step(detector(kind, "gradient"), inputs)
     assert all(x.isfinite() for x in losses.values())
     assert all(x is not None and x.isfinite().all() for x in gradients.values())
-    r = heads_of(detector(kind, guide), kind)[0][2]  # proposals may differ: the first head's
+    r = heads_of(detector(kind, "gradient"), kind)[0][2]  # proposals may differ: the first head's
     assert rough[r] == pytest.approx(exact[r], rel=0.1)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("agnostic", [True, False])
-def test_a_box_predictor_without_a_proposal_gives_zeros(guide, agnostic):
+@pytest.mark.parametrize("guide, agnostic", [*zip(GUIDES, [True, False] * 2)])
+def test_a_box_predictor_without_a_proposal_gives_connected_zeros(guide, agnostic):
     """All predicted boxes of a cascade's stage may be empty and dropped."""
     predictor = detector("faster", guide, agnostic=agnostic).roi_heads.box_predictor.train()
     none = Instances(PIXELS, proposal_boxes=Boxes(torch.zeros(0, 4)))
@@ -151,6 +149,8 @@ def test_a_box_predictor_without_a_proposal_gives_zeros(guide, agnostic):
     with EventStorage():
         losses = predictor.losses(predictor(torch.zeros(0, 16)), [none])
     assert all(x.item() == 0 for x in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in predictor.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)

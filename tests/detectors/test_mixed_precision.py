@@ -6,6 +6,7 @@ On a CPU float16's products are those of half_products.py; on a GPU they are the
 """
 
 import math
+from itertools import cycle
 from typing import NamedTuple
 
 import pytest
@@ -18,7 +19,6 @@ from helpers.mixed_precision_cases import (
     DENSE,
     DETECTORS,
     PRIOR,
-    each_detector,
     each_dtype,
     inputs,
     rcnn,
@@ -26,7 +26,6 @@ from helpers.mixed_precision_cases import (
 )
 from helpers.precision_runs import DEVICE
 from helpers.tiny import batch
-from helpers.tiny_detectors import ROI_HEADS
 from sampling_free import (
     SamplingFreeRPN,
 )
@@ -181,7 +180,6 @@ def test_the_gradient_of_every_score_survives(name, dtype):
         atol=info.smallest_normal * info.eps,  # the step of the smallest numbers
     )
     assert (gradients < 0).sum().item() == num_foreground
-    assert (gradients < 0).sum().item() == num_foreground
 
 
 @each_dense
@@ -202,7 +200,7 @@ def test_gradients_are_those_of_full_precision(name, dtype):
     assert (full - mixed).norm() <= limit * full.norm()
 
 
-@pytest.mark.parametrize("kind", ROI_HEADS)
+@pytest.mark.parametrize("kind", ["faster", "cascade", "c4"])
 @each_dtype
 def test_the_softmax_prior_survives(kind, dtype):
     model = rcnn(kind).to(DEVICE)
@@ -218,7 +216,7 @@ def test_the_softmax_prior_survives(kind, dtype):
         assert (scores / PRIOR).log().abs().max() <= 1.01 * limit
 
 
-@pytest.mark.parametrize("kind", ROI_HEADS)
+@pytest.mark.parametrize("kind", ["faster", "cascade", "c4"])
 @each_dtype
 def test_the_start_loss_of_a_box_head_is_that_of_the_rounded_bias(kind, dtype):
     model = rcnn(kind).to(DEVICE)
@@ -243,8 +241,7 @@ def test_the_start_loss_of_a_box_head_is_that_of_the_rounded_bias(kind, dtype):
     assert len(seen) == (3 if stages else 1)
 
 
-@each_detector
-@each_dtype
+@pytest.mark.parametrize("name, dtype", [*zip(DETECTORS, cycle(DTYPES))])
 def test_the_bias_stays_in_float32_in_the_checkpoint_too(name, dtype, tmp_path):
     model = DETECTORS[name]().to(DEVICE)
     trainer, _ = train(model, dtype, [inputs(name, 3, 2)] * STEPS_OF_SCALER)

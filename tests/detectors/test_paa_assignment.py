@@ -24,7 +24,7 @@ def _losses(rng, kind, num):
     return np.sort(np.abs(values))
 
 
-@pytest.mark.parametrize("num", [2, 3, 5, 12, 45])
+@pytest.mark.parametrize("num", [2, 5, 45])
 @pytest.mark.parametrize("kind", ["uniform", "two clusters", "one cluster", "long tail"])
 def test_the_split_is_that_of_a_mixture_by_em(kind, num):
     for seed in range(6):
@@ -32,13 +32,12 @@ def test_the_split_is_that_of_a_mixture_by_em(kind, num):
         assert num_positives(losses) == split_literal(losses)
 
 
-@pytest.mark.parametrize("loss", [0.0, 1e-7, 1.3, 1e6])
+@pytest.mark.parametrize("loss", [0.0, 1e6])
 def test_one_candidate_is_foreground(loss):
     assert num_positives(np.array([loss])) == 1
 
 
-@pytest.mark.parametrize("num", [2, 9, 45])
-@pytest.mark.parametrize("loss", [0.0, 1.3, 1e6])
+@pytest.mark.parametrize("num, loss", [(2, 0.0), (9, 1.3), (45, 1e6)])
 def test_equal_losses_leave_at_least_one(loss, num):
     assert 1 <= num_positives(np.full(num, loss)) <= num
 
@@ -67,8 +66,7 @@ def _match(losses, objects, sizes, topk=9):
     return result.numpy()
 
 
-@pytest.mark.parametrize("topk", [1, 2, 9, 1000])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed, topk", [*enumerate([1, 2, 9, 9, 1000])])
 def test_it_is_the_papers_algorithm(seed, topk):
     rng = np.random.default_rng(seed)
     sizes = [int(n) for n in rng.integers(1, 70, 5)]
@@ -137,8 +135,7 @@ def _literal(detections, candidates):
     ).reshape(-1, 4)
 
 
-@pytest.mark.parametrize("spread", [1.0, 6.0, 40.0])
-@pytest.mark.parametrize("num", [1, 7, 60])
+@pytest.mark.parametrize("num, spread", [(1, 6.0), (7, 1.0), (60, 6.0), (60, 40.0)])
 def test_a_voted_box_is_the_weighted_mean_of_the_paper(num, spread):
     for seed in range(3):
         candidates = _random_candidates(seed, num, spread=spread)

@@ -60,9 +60,8 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("num_classes", [1, 3])
 @pytest.mark.parametrize(("box_loss", "beta"), [("smooth_l1", 0), ("smooth_l1", 0.5), ("giou", 0)])
+@pytest.mark.parametrize("name, num_classes", [*zip(INPUTS, (3, 1, 3))])
 def test_losses_are_those_computed_from_the_heads_raw_outputs(name, num_classes, box_loss, beta):
     box = {"box_reg_loss_type": box_loss, "smooth_l1_beta": float(beta)}
     model = tiny_retinanet(num_classes=num_classes, prior=1e-3, **box)
@@ -105,13 +104,12 @@ def test_with_focal_loss_reduced_to_bce_stock_retinanet_has_the_same_gradients()
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("weight", [0.25, 2.0])
-def test_the_box_loss_weight_scales_both_losses(weight):
+def test_the_box_loss_weight_scales_both_losses():
     inputs = batch(3, 5)
     plain, _, _ = train_step(tiny_retinanet(prior=0.01), inputs)
-    weighted, _, _ = train_step(tiny_retinanet(prior=0.01, box_reg_loss_weight=weight), inputs)
+    weighted, _, _ = train_step(tiny_retinanet(prior=0.01, box_reg_loss_weight=0.25), inputs)
     for key in plain:
-        assert weighted[key].item() == pytest.approx(weight * plain[key].item(), rel=1e-5)
+        assert weighted[key].item() == pytest.approx(0.25 * plain[key].item(), rel=1e-5)
 
 
 def test_before_training_the_unscaled_loss_is_the_start_loss_of_the_counts():

