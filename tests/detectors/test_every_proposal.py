@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 
 from helpers.every_proposal_cases import BOTH, OWN_LOSSES, roi_heads
 from helpers.proposals import rows, spy
-from helpers.roi_losses import KINDS, SIZE, WEIGHTS, expected_sums, overlap
+from helpers.roi_losses import KINDS, SIZE, WEIGHTS, expected_sums
 from helpers.tiny import train_step
 from helpers.tiny_detectors import rcnn_batch, tiny_rcnn
 from sampling_free import (
@@ -72,33 +72,6 @@ class TestEveryProposal:
         for got, given, target in zip(kept, boxes, targets):
             whole = torch.cat([given, target.gt_boxes.tensor]) if append else given
             assert torch.equal(got.proposal_boxes.tensor, whole)
-
-    @pytest.mark.parametrize("name", MATCHERS)
-    def test_labels_are_those_of_the_best_overlap(self, name):
-        thresholds, labels = MATCHERS[name]
-        matcher = Matcher(thresholds, labels, allow_low_quality_matches=False)
-        targets, proposals = targets_and_proposals()
-        kept, latest = label(roi_heads(proposal_matcher=matcher), proposals, targets)
-        num_ignored, numbers = 0, []
-        for got, given, target in zip(kept, proposals, targets):
-            boxes = given.proposal_boxes.tensor.tolist() + target.gt_boxes.tensor.tolist()
-            expected = []
-            for box in boxes:
-                ious = [overlap(box, gt)[0] for gt in target.gt_boxes.tensor.tolist()]
-                best = max(ious, default=0.0)
-                if best >= thresholds[-1]:
-                    expected.append((box, target.gt_classes[ious.index(best)].item()))
-                elif best < thresholds[0]:
-                    expected.append((box, 3))
-                else:
-                    num_ignored += 1
-            assert got.proposal_boxes.tensor.tolist() == [box for box, _ in expected]
-            assert got.gt_classes.tolist() == [k for _, k in expected]
-            numbers.append((sum(k < 3 for _, k in expected), sum(k == 3 for _, k in expected)))
-        assert (num_ignored > 5) == (name == "ignoring")
-        assert numbers[0][0] > 5 and numbers[1] == (0, 40)
-        assert latest["roi_head/num_fg_samples"] == pytest.approx(sum(a for a, _ in numbers) / 3)
-        assert latest["roi_head/num_bg_samples"] == pytest.approx(sum(b for _, b in numbers) / 3)
 
     @pytest.mark.parametrize("matcher", [*MATCHERS.values(), LOWEST_IGNORED])
     def test_they_are_stocks_with_a_sample_larger_than_all(self, matcher):

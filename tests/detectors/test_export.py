@@ -55,7 +55,7 @@ SCRIPTED = {
     "GHM in the RPN": lambda: rcnn(GHMRPN),
 }
 TRACED = {
-    **{name: SCRIPTED[name] for name in ("gradient", "Mask R-CNN", "GHM", "OHEM in both stages")},
+    **{name: make for name, make in SCRIPTED.items() if "frozen" not in name},
     "thresholds of the classes": lambda: tiny_retinanet(
         prior=[0.05, 0.06, 0.07], test_score_thresh="per_class"
     ),

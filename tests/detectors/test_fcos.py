@@ -123,37 +123,6 @@ def _expected(sum_cls, foreground, box_weight):
     return sum_cls / num, box, sum(ctr for _, ctr, _ in foreground) / num
 
 
-@pytest.mark.parametrize(
-    "box_weight, num_classes, seed",
-    [("uniform", 1, 0), ("uniform", 3, 1), ("centerness", 3, 2), ("centerness", 1, 0)],
-)
-def test_losses_are_those_computed_by_hand(box_weight, num_classes, seed):
-    model = tiny_fcos(num_classes=num_classes, prior=0.01, box_weight=box_weight)
-    points, sizes, *arrays = _hand_made(num_classes, seed)
-    losses, latest = _losses(model, points, sizes, *arrays)
-    cls, box, ctr = _expected(*_by_hand(points, *arrays, num_classes), box_weight)
-    assert list(losses) == KEYS
-    assert losses["loss_fcos_loc"].item() == pytest.approx(box.item(), rel=1e-5)
-    assert losses["loss_fcos_ctr"].item() == pytest.approx(ctr.item(), rel=1e-5)
-    guide = (box.item() + ctr.item()) / 2
-    assert losses["loss_fcos_cls"].item() == pytest.approx(guide, rel=1e-5)
-    assert latest["guide/r"] == pytest.approx(guide / cls.item(), rel=1e-5)
-    assert latest["guide/loss_cls_raw"] == pytest.approx(cls.item(), rel=1e-5)
-    num_foreground = (arrays[3] < num_classes).sum().item()
-    assert latest["num_pos_anchors"] == num_foreground / 2
-    assert latest["guide/empty_batches"] == 0
-
-
-def test_the_two_box_weights_differ():
-    points, sizes, *arrays = _hand_made(3)
-    uniform, weighted = (
-        _losses(tiny_fcos(prior=0.01, box_weight=w), points, sizes, *arrays)[0] for w in WEIGHTS
-    )
-    ratio = weighted["loss_fcos_loc"].item() / uniform["loss_fcos_loc"].item()
-    assert abs(ratio - 1) > 0.01
-    assert weighted["loss_fcos_ctr"].item() == uniform["loss_fcos_ctr"].item()
-
-
 @pytest.mark.parametrize("box_weight, guide", [*zip(WEIGHTS, ["iteration", 0.7])])
 def test_gradients_are_those_of_the_losses_by_hand(box_weight, guide):
     model = tiny_fcos(prior=0.01, box_weight=box_weight, guide=guide)
@@ -252,15 +221,6 @@ def test_losses_are_those_computed_from_the_heads_raw_outputs(
     assert latest["guide/loss_cls_raw"] == pytest.approx(cls.item(), rel=1e-4)
     for key, gradient in gradients.items():
         assert gradient.isfinite().all() and gradient.abs().max() > 0, key
-
-
-def test_without_a_radius_more_points_are_foreground():
-    inputs = batch(3, 5)
-    numbers = [
-        train_step(tiny_fcos(prior=0.01, center_sampling_radius=r), inputs)[1]["num_pos_anchors"]
-        for r in (1.5, math.inf)
-    ]
-    assert 0 < numbers[0] < numbers[1]
 
 
 @pytest.mark.parametrize("name", INPUTS)

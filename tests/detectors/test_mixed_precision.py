@@ -6,7 +6,6 @@ On a CPU float16's products are those of half_products.py; on a GPU they are the
 """
 
 import math
-from itertools import cycle
 from typing import NamedTuple
 
 import pytest
@@ -14,18 +13,18 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from helpers.half_products import half_products
 from helpers.mixed_precision_cases import (
     DENSE,
     DETECTORS,
     PRIOR,
+    each_detector,
     each_dtype,
     inputs,
     rcnn,
     train,
 )
 from helpers.precision_runs import DEVICE
-from helpers.tiny import batch
+from helpers.tiny_detectors import ROI_HEADS
 from sampling_free import (
     SamplingFreeRPN,
 )
@@ -44,10 +43,6 @@ STEPS_OF_SCALER = 6  # within which float16's scale has come down from 65536
 
 
 each_dense = pytest.mark.parametrize("name", DENSE)
-
-
-def autocast(dtype):
-    return torch.autocast(DEVICE, dtype=DTYPES[dtype])
 
 
 def rounded(value, dtype):
@@ -103,35 +98,6 @@ def raw_loss(latest):
 
 def ratio(latest):
     return latest.get("guide/r", latest.get("guide/rpn/r"))
-
-
-@torch.no_grad()
-def start_logits(model, dtype=None):
-    """All logits of the fresh head, in float64, in full precision or under autocast."""
-    images = torch.stack([x["image"] for x in batch(3, 2)]).to(DEVICE).float() / 57 - 2
-    head = dense_head(model)
-    if dtype is None:
-        logits = head.class_logits(model.backbone(images))
-    else:
-        with autocast(dtype), half_products(DEVICE, dtype):
-            logits = head.class_logits(model.backbone(images))
-        assert {x.dtype for x in logits} == {DTYPES[dtype]}
-    return torch.cat([x.flatten() for x in logits]).double()
-
-
-@each_dense
-@each_dtype
-def test_the_start_scores_are_the_prior_within_the_rounding_of_its_bias(name, dtype):
-    model = DETECTORS[name]().to(DEVICE)
-    exact, logits = start_logits(model), start_logits(model, dtype)
-    bias = prior_to_bias(PRIOR)
-    limit = half_ulp(bias, dtype)
-    assert limit == {"float16": 2**-7, "bfloat16": 2**-4}[dtype]  # of a number between 16 and 32
-    # The bias is rounded, and the logit, to which the weights of a fresh head add little.
-    assert (logits - exact).abs().max() <= 2.01 * limit
-    score, expected = logits.sigmoid().mean().item(), exact.sigmoid().mean().item()
-    assert expected == pytest.approx(PRIOR, rel=0.1)
-    assert abs(math.log(score / expected)) <= 2.01 * limit
 
 
 @each_dense
@@ -200,23 +166,7 @@ def test_gradients_are_those_of_full_precision(name, dtype):
     assert (full - mixed).norm() <= limit * full.norm()
 
 
-@pytest.mark.parametrize("kind", ["faster", "cascade", "c4"])
-@each_dtype
-def test_the_softmax_prior_survives(kind, dtype):
-    model = rcnn(kind).to(DEVICE)
-    bias = softmax_prior_to_bias(PRIOR, NUM_CLASSES)
-    for predictor in predictors(model):
-        features = torch.zeros(5, predictor.cls_score.in_features, device=DEVICE)
-        with autocast(dtype), half_products(DEVICE, dtype):
-            logits, _ = predictor(features)
-        assert logits.dtype == DTYPES[dtype]
-        assert (logits == torch.tensor([0, 0, 0, rounded(bias, dtype)], device=DEVICE)).all()
-        scores = logits.double().softmax(dim=1)[:, :-1]
-        limit = half_ulp(bias, dtype)
-        assert (scores / PRIOR).log().abs().max() <= 1.01 * limit
-
-
-@pytest.mark.parametrize("kind", ["faster", "cascade", "c4"])
+@pytest.mark.parametrize("kind", ROI_HEADS)
 @each_dtype
 def test_the_start_loss_of_a_box_head_is_that_of_the_rounded_bias(kind, dtype):
     model = rcnn(kind).to(DEVICE)
@@ -241,7 +191,8 @@ def test_the_start_loss_of_a_box_head_is_that_of_the_rounded_bias(kind, dtype):
     assert len(seen) == (3 if stages else 1)
 
 
-@pytest.mark.parametrize("name, dtype", [*zip(DETECTORS, cycle(DTYPES))])
+@each_detector
+@each_dtype
 def test_the_bias_stays_in_float32_in_the_checkpoint_too(name, dtype, tmp_path):
     model = DETECTORS[name]().to(DEVICE)
     trainer, _ = train(model, dtype, [inputs(name, 3, 2)] * STEPS_OF_SCALER)

@@ -1,7 +1,6 @@
 """Steps in mixed precision of every detector and of the baselines."""
 
 import math
-from itertools import cycle
 
 import pytest
 import torch
@@ -104,7 +103,8 @@ BASELINES = {
 }
 
 
-@pytest.mark.parametrize("name, dtype", [*zip(BASELINES, cycle(DTYPES))])
+@pytest.mark.parametrize("name", BASELINES)
+@each_dtype
 def test_steps_of_a_baseline_are_finite(name, dtype):
     model = BASELINES[name]().to(DEVICE)
     batches = [inputs(name, *nums) for nums in [(3, 2), (0, 0), (0, 3)]]

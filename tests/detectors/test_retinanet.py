@@ -6,7 +6,6 @@ from fvcore.nn import giou_loss
 from torch import nn
 
 from helpers.tiny import anchor_order, batch, stock_retinanet, tiny_retinanet, train_step
-from sampling_free.method.prior import start_loss
 
 
 def _independent_losses(model, inputs):
@@ -79,15 +78,6 @@ def test_losses_are_those_computed_from_the_heads_raw_outputs(name, num_classes,
     assert all(g.abs().max() > 0 for name, g in gradients.items() if "head" in name)
 
 
-def test_a_guide_of_one_is_the_plain_loss_of_all_anchors():
-    model = tiny_retinanet(prior=0.01, guide=1.0)
-    inputs = batch(3, 5)
-    sum_cls, _, num_foreground = _independent_losses(model, inputs)
-    losses, latest, _ = train_step(model, inputs)
-    assert losses["loss_cls"].item() == pytest.approx(sum_cls / num_foreground, rel=1e-5)
-    assert latest["guide/r"] == 1
-
-
 def test_with_focal_loss_reduced_to_bce_stock_retinanet_has_the_same_gradients():
     # alpha -1 and gamma 0 turn Detectron2's focal loss into BCE; its normalizer is a running mean.
     inputs = batch(3, 5)
@@ -110,20 +100,6 @@ def test_the_box_loss_weight_scales_both_losses():
     weighted, _, _ = train_step(tiny_retinanet(prior=0.01, box_reg_loss_weight=0.25), inputs)
     for key in plain:
         assert weighted[key].item() == pytest.approx(0.25 * plain[key].item(), rel=1e-5)
-
-
-def test_before_training_the_unscaled_loss_is_the_start_loss_of_the_counts():
-    inputs = batch(3, 5)
-    model = tiny_retinanet(prior=1e-3, guide=1.0)
-    nn.init.zeros_(model.head.cls_score.weight)
-    _, latest, _ = train_step(model, inputs)
-    with torch.no_grad():
-        features = model.backbone(model.preprocess_image(inputs).tensor)
-        anchors = model.anchor_generator([features[f] for f in model.head_in_features])
-        labels, _ = model.label_anchors(anchors, [i["instances"] for i in inputs])
-    labels = torch.stack(labels)
-    counts = ((labels >= 0) & (labels < 3)).sum().item(), (labels >= 0).sum().item(), 3
-    assert latest["guide/loss_cls_raw"] == pytest.approx(start_loss(1e-3, *counts), rel=1e-5)
 
 
 def _assert_zero_but_connected(model, inputs):

@@ -108,33 +108,6 @@ def test_with_zero_weights_the_unscaled_loss_is_that_of_one_score_everywhere(pri
     assert total == pytest.approx(expected, rel=1e-3)
 
 
-def test_background_at_a_tiny_prior_keeps_its_gradient():
-    case = Case()
-    logits, deltas = predictions_of(case)
-    logits = torch.full_like(logits, math.log(1e-7)).requires_grad_()
-    losses, latest = losses_of(case.rpn, case, logits, deltas)
-    losses["loss_rpn_cls"].backward()
-    labels, _ = case.labels()
-    unit = latest["guide/rpn/r"] / (labels == 1).sum().item()
-    assert unit > 0
-    for label, expected in [(-1, 0), (0, unit * 1e-7), (1, -unit)]:
-        gradient = logits.grad[labels == label]
-        torch.testing.assert_close(gradient, torch.full_like(gradient, expected), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize(("object_logit", "background_logit"), [(12.0, -18.0), (16.0, -22.0)])
-def test_confident_predictions_keep_their_loss_and_their_guide(object_logit, background_logit):
-    case = Case()
-    labels, _ = case.labels()
-    noise, deltas = predictions_of(case)
-    logits = noise / 2 + torch.where(labels == 1, object_logit, background_logit)
-    anchors = torch.cat([a.tensor for a in case.anchors()])
-    cls, box = by_hand(anchors, logits, deltas, *case.labels(), case.rpn)
-    _, latest = losses_of(case.rpn, case, logits, deltas)
-    assert latest["guide/rpn/loss_cls_raw"] == pytest.approx(cls.item(), rel=1e-3)
-    assert latest["guide/rpn/r"] == pytest.approx((box / cls).item(), rel=1e-3)
-
-
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
 def test_predictions_in_half_precision_lose_nothing_more(box_loss):
     # Scores of 1e-6 on anchors with sides of up to 1448 pixels.

@@ -147,32 +147,6 @@ def test_inference_with_per_class_is_for_each_class_stocks_with_its_number(kind)
         torch.testing.assert_close(sorted_rows(got), sorted_rows(expected), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind, mode", [*zip(KINDS, ["prior", "per_class"] * 2)])
-def test_what_passes_is_told_by_the_heads_scores(kind, mode):
-    ours, _ = pair(kind, mode, test_nms_thresh=1.0, **MANY)  # nothing is suppressed
-    with torch.no_grad():
-        images = ours.preprocess_image(batch(1, 1))
-        features = ours.backbone(images.tensor)
-        features = [features[f] for f in ours.head_in_features]
-        outputs = ours.head(features)
-        found = ours.forward_inference(images, features, ours.head(features))  # works in place
-    thetas = torch.tensor(THETAS if mode == "per_class" else [sum(THETAS)] * 3)[:, None]
-    for i, instances in enumerate(found):
-        expected = []
-        for level, logits in enumerate(outputs[0]):
-            # Channels are A * K, the classes of an anchor side by side.
-            scores = logits[i].view(-1, 3, logits[i, 0].numel()).sigmoid()
-            if kind == "retinanet":
-                final, passing = scores, scores > thetas
-            else:
-                final = (scores * outputs[2][level][i].view(1, 1, -1).sigmoid()).sqrt()
-                passing = final > thetas.sqrt() if kind == "fcos" else scores > thetas
-            expected.append(final[passing])
-        expected = torch.cat(expected).sort(descending=True).values
-        assert len(instances) == len(expected) > 0
-        torch.testing.assert_close(instances.scores.sort(descending=True).values, expected)
-
-
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_per_class_thresholds_work_in_mixed_precision(kind):
     ours, _ = pair(kind, "per_class", **FEW)
