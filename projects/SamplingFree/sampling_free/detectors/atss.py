@@ -9,13 +9,13 @@ box is regressed, foreground by the statistics of its overlaps (atss_assignment.
 import math
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch import Tensor
@@ -82,7 +82,7 @@ class ATSS(FCOS):
         self.box_loss_weight = box_loss_weight
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.SAMPLING_FREE[cls.yaml_node]
         return {
             **point_detector_arguments(cfg, node),
@@ -92,7 +92,9 @@ class ATSS(FCOS):
         }
 
     @torch.no_grad()
-    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Labels the anchors of a batch.
 
         Args:
@@ -100,14 +102,16 @@ class ATSS(FCOS):
             gt_instances: N times the ground truth.
 
         Returns:
-            tuple[list[Tensor], list[Tensor]]: N times labels (R,), 0..K-1 foreground, K
-            background; and N times the boxes (R, 4) of the matched objects.
+            N times labels (R,), 0..K-1 foreground, K background; and N times the boxes (R, 4) of
+            the matched objects.
         """
         matched = [atss_match(anchors, x.gt_boxes, self.topk) for x in gt_instances]
         return self.labels_and_boxes(matched, gt_instances)
 
-    def labels_and_boxes(self, matched, gt_instances):
-        """As :meth:`label_anchors`, from the index (R,) of each anchor's object, or -1."""
+    def labels_and_boxes(
+        self, matched: list[Tensor], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Does as :meth:`label_anchors`, from the index (R,) of each anchor's object, or -1."""
         labels, boxes = [], []
         for indices, instances in zip(matched, gt_instances):
             if len(instances) == 0:
@@ -120,7 +124,13 @@ class ATSS(FCOS):
         return labels, boxes
 
     def losses(
-        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        pred_quality: list[Tensor],
     ) -> dict[str, Tensor]:
         """Computes the losses of a batch.
 
@@ -155,7 +165,12 @@ class ATSS(FCOS):
         return {name: x * (num_processes / n).to(x.dtype) for name, x, n in losses}
 
     def localization(
-        self, anchors: list[Boxes], pred_anchor_deltas, pred_quality, gt_boxes, foreground: Tensor
+        self,
+        anchors: list[Boxes],
+        pred_anchor_deltas: list[Tensor],
+        pred_quality: list[Tensor],
+        gt_boxes: list[Tensor],
+        foreground: Tensor,
     ) -> tuple:
         """Computes the box and quality losses of the foreground.
 
@@ -186,7 +201,7 @@ class ATSS(FCOS):
         )
 
     def quality_target(self, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-        """Centerness of the anchor's center in its object.
+        """Computes the centerness of the anchor's center in its object.
 
         Args:
             boxes: (N_f, 4) as they are predicted; unused here.
@@ -200,7 +215,9 @@ class ATSS(FCOS):
         ratios = torch.minimum(before, behind) / torch.maximum(before, behind)
         return ratios.clamp(min=0).prod(dim=1).sqrt()
 
-    def forward_inference(self, images, features, predictions) -> list[Instances]:
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
         """Detects the objects of a batch.
 
         Args:
@@ -259,8 +276,8 @@ class ATSS(FCOS):
         )
         return self.refine(candidates[keep[: self.max_detections_per_image]], candidates)
 
-    def refine(self, detections, candidates):
-        """The detections after NMS; ``candidates`` are those before."""
+    def refine(self, detections: Instances, candidates: Instances) -> Instances:
+        """Returns the detections after NMS; ``candidates`` are those before."""
         return detections
 
 
@@ -275,7 +292,12 @@ class SamplingFreeATSS(PriorThreshold, GuidedPoints, ATSS):
 
     @configurable
     def __init__(
-        self, *, prior="auto", guide=RECOMMENDED, test_score_thresh: float | str = 0.001, **kwargs
+        self,
+        *,
+        prior: float | list[float] | str = "auto",
+        guide: str | float = RECOMMENDED,
+        test_score_thresh: float | str = 0.001,
+        **kwargs,
     ):
         """Builds the detector.
 
@@ -289,7 +311,7 @@ class SamplingFreeATSS(PriorThreshold, GuidedPoints, ATSS):
         self.init_guide_and_prior(guide, prior)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict:
         return {
             **super().from_config(cfg),
             **prior_and_guide(cfg.MODEL.SAMPLING_FREE),

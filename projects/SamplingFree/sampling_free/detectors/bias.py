@@ -1,10 +1,12 @@
 """What every sampling-free head knows about its bias; mixed into Detectron2's classes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from omegaconf import ListConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..method.guides import RECOMMENDED
 from ..method.prior import prior_to_bias, softmax_prior_to_bias
@@ -15,8 +17,8 @@ PER_CLASS = "per_class"
 TO_BE_MEASURED = (AUTO, PER_CLASS)
 
 
-def parameter_or_none(module, name):
-    """The parameter of that name, or None; a layer made without bias has None for one."""
+def parameter_or_none(module: nn.Module, name: str) -> nn.Parameter | None:
+    """Returns the parameter of that name, or None; a layer made without bias has None for one."""
     try:
         return module.get_parameter(name)
     except AttributeError:
@@ -39,7 +41,7 @@ class ClassifierBias:
 
     @property
     def classifier_bias(self):
-        """The bias parameter of the classification layer.
+        """Returns the bias parameter of the classification layer.
 
         Raises:
             BadInput: if the head has none.
@@ -77,12 +79,12 @@ class PriorBias(ClassifierBias):
     prior_key = "model.prior"
     class_priors = None
 
-    def init_prior(self, prior: float | Sequence[float] | str):
+    def init_prior(self, prior: float | Sequence[float] | str) -> None:
         """Sets up the prior.
 
         Args:
-            prior: a number in (0, 1), or one for each class,
-                sets the bias at once; "auto" and "per_class" are to be measured.
+            prior: a number in (0, 1), or one for each class, sets the bias at once; "auto" and
+                "per_class" are to be measured.
 
         Raises:
             BadInput: for another prior, or a head without bias.
@@ -107,11 +109,11 @@ class PriorBias(ClassifierBias):
 
     @property
     def num_prior_classes(self):
-        """C: 1 for the objectness of an RPN."""
+        """Returns C, which is 1 for the objectness of an RPN."""
         return getattr(self, "num_classes", 1)
 
     @torch.no_grad()
-    def set_prior(self, prior: float | list[float]):
+    def set_prior(self, prior: float | list[float]) -> None:
         """Makes every start score ``prior``: the paper's optimal bias initialization.
 
         Args:
@@ -127,17 +129,10 @@ class PriorBias(ClassifierBias):
         self.prior = prior
 
     def class_logits(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Computes the classification logits of features.
-
-        Args:
-            features: of the backbone.
-
-        Returns:
-            Classification logits of each level.
-        """
+        """Computes the classification logits of each level from the backbone's features."""
         return self.head([features[f] for f in self.head_in_features])[0]
 
-    def require_prior(self):
+    def require_prior(self) -> None:
         """Raises BadInput if the prior is still to be measured."""
         if self.prior in TO_BE_MEASURED:
             raise BadInput(
@@ -155,14 +150,14 @@ class SoftmaxPriorBias(ClassifierBias):
             the paper does.
     """
 
-    def init_softmax_prior(self, prior):
-        """Args: prior (float or None): in (0, 1 / num_classes); sets the bias at once."""
+    def init_softmax_prior(self, prior: float | None) -> None:
+        """Sets the bias for a prior in (0, 1 / num_classes); None leaves it alone."""
         self.softmax_prior = prior
         self.reset_bias()
 
     @torch.no_grad()
-    def reset_bias(self):
-        """The bias of a fresh head."""
+    def reset_bias(self) -> None:
+        """Sets the bias of a fresh head."""
         if self.softmax_prior is None:
             return
         try:
@@ -175,8 +170,8 @@ class SoftmaxPriorBias(ClassifierBias):
         self.classifier_bias[-1] = difference
 
 
-def prior_and_guide(node):
-    """Constructor arguments from a ``MODEL.SAMPLING_FREE`` node (CfgNode)."""
+def prior_and_guide(node: CfgNode) -> dict[str, Any]:
+    """Returns the constructor arguments of a ``MODEL.SAMPLING_FREE`` node."""
     return {
         "prior": AUTO if node.PRIOR is None else node.PRIOR,
         "guide": RECOMMENDED if node.GUIDE is None else node.GUIDE,

@@ -4,11 +4,11 @@ import torch
 from detectron2.layers import cat
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def dense_box_loss(
-    head,
+    head: nn.Module,
     anchors: list[Boxes],
     pred_anchor_deltas: list[Tensor],
     gt_boxes: list[Tensor],
@@ -17,7 +17,7 @@ def dense_box_loss(
     """Sums the box loss of the foreground anchors, as Detectron2 computes it.
 
     Args:
-        head (RetinaNet or RPN): says which loss, and how boxes are encoded.
+        head: a RetinaNet or an RPN; says which loss, and how boxes are encoded.
         anchors: of each level.
         pred_anchor_deltas: for each level (N, Hi*Wi*A, 4).
         gt_boxes: N times (R, 4), of the matched objects.

@@ -4,7 +4,7 @@ Parameters, assignment and inference are Detectron2's own.
 """
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes
@@ -31,7 +31,14 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
     loss_names = ("loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr")
 
     @configurable
-    def __init__(self, *, prior="auto", guide=RECOMMENDED, box_weight: str = "uniform", **kwargs):
+    def __init__(
+        self,
+        *,
+        prior: float | list[float] | str = "auto",
+        guide: str | float = RECOMMENDED,
+        box_weight: str = "uniform",
+        **kwargs,
+    ):
         """Builds the detector.
 
         Args:
@@ -49,7 +56,7 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
         self.init_guide_and_prior(guide, prior)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.SAMPLING_FREE
         return {
             **point_detector_arguments(cfg, node.FCOS),
@@ -61,9 +68,9 @@ class SamplingFreeFCOS(RootPriorThreshold, GuidedPoints, FCOS):
     def localization(
         self,
         anchors: list[Boxes],
-        pred_anchor_deltas,
-        pred_centerness,
-        gt_boxes,
+        pred_anchor_deltas: list[Tensor],
+        pred_centerness: list[Tensor],
+        gt_boxes: list,
         foreground: Tensor,
     ) -> tuple:
         """Computes the box and centerness losses of the foreground.

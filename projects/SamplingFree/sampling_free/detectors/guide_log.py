@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from ..method.guided_loss import num_processes
+from ..method.guided_loss import GuidedLosses, num_processes
 
 logger = logging.getLogger(__name__)
 
@@ -24,22 +24,24 @@ class GuideLog:
     WARN_ABOVE = 0.2
     WARN_AFTER = 50  # batches: fewer say little about a fifth
 
-    def __init__(self, name=""):
-        """Args: name (str): of the head, where a detector has several, such as "rpn"."""
+    def __init__(self, name: str = ""):
+        """Starts a log; ``name`` is that of the head where a detector has several ("rpn")."""
         self.prefix = f"guide/{name}/" if name else "guide/"
         self.num_batches = 0
         self.num_empty = 0
         self.ratio = None
         self.warned = False
 
-    def write(self, losses, storage: EventStorage, scalars: dict[str, Tensor]):
+    def write(
+        self, losses: GuidedLosses, storage: EventStorage, scalars: dict[str, Tensor]
+    ) -> None:
         """Writes r and the raw classification loss to the event storage.
 
         Args:
-            losses (GuidedLosses):
-            storage: gets guide/r, guide/loss_cls_raw and guide/empty_batches (a
-                running count), with the head's name after guide/. What is not finite is left out:
-                the step stops or is skipped, and the writers' median would be lost for 20 more.
+            losses: of this batch.
+            storage: gets guide/r, guide/loss_cls_raw and guide/empty_batches, a running count,
+                with the head's name after guide/. What is not finite is left out: the step stops or
+                is skipped, and the writers' median would be lost for 20 more.
             scalars: written besides, under their own names.
         """
         numbers = losses.ratio, losses.loss_cls_raw, losses.num_foreground, *scalars.values()
@@ -67,6 +69,6 @@ class GuideLog:
                 )
 
 
-def per_image(num, num_images):
-    """A count over all processes as a mean over the images of all processes."""
+def per_image(num: Tensor, num_images: int) -> Tensor:
+    """Divides a count over all processes by the images of all processes."""
     return num / (num_images * num_processes())

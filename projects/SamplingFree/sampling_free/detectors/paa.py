@@ -15,10 +15,10 @@ docs/guides.md). The candidates by IoU are several times as many.
 import math
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.structures.boxes import matched_pairwise_iou
 from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch import Tensor
@@ -71,7 +71,7 @@ class PAA(ATSS):
         self.score_voting = score_voting
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.SAMPLING_FREE.PAA
         return {
             **super().from_config(cfg),
@@ -80,7 +80,13 @@ class PAA(ATSS):
             "score_voting": node.SCORE_VOTING,
         }
 
-    def forward_training(self, images, features, predictions, gt_instances):
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
         logits, deltas, quality = self._transpose_dense_predictions(
             predictions, [self.num_classes, 4, 1]
         )
@@ -95,7 +101,7 @@ class PAA(ATSS):
         gt_instances: list[Instances],
         pred_logits: list[Tensor],
         pred_anchor_deltas: list[Tensor],
-    ):
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Labels the anchors of a batch by what the network predicts.
 
         Args:
@@ -105,7 +111,7 @@ class PAA(ATSS):
             pred_anchor_deltas: for each level (N, Hi*Wi, 4).
 
         Returns:
-            tuple[list[Tensor], list[Tensor]]: as ``ATSS.label_anchors``.
+            As ``ATSS.label_anchors``.
         """
         all_anchors = Boxes.cat(anchors)
         objects = [
@@ -164,12 +170,12 @@ class PAA(ATSS):
         )
         return cls.sum(dim=1) + loc
 
-    def quality_target(self, boxes, anchors, gt_boxes):
-        """(N_f,) IoU of each predicted box, in [0, 1]: target of the quality, weight of the box."""
+    def quality_target(self, boxes: Tensor, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+        """Computes the IoU (N_f,) of each predicted box: quality target and weight of the box."""
         return matched_pairwise_iou(Boxes(boxes), Boxes(gt_boxes))
 
-    def refine(self, detections, candidates):
-        """After NMS: score voting."""
+    def refine(self, detections: Instances, candidates: Instances) -> Instances:
+        """Applies score voting after NMS."""
         if self.score_voting and len(detections) > 0:
             detections.pred_boxes = vote(detections, candidates)
         return detections
@@ -185,10 +191,18 @@ class SamplingFreePAA(SamplingFreeATSS, PAA):
 
     loss_names = PAA.loss_names
 
-    def assign(self, anchors, gt_instances, pred_logits, pred_anchor_deltas):
+    def assign(
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         return self.label_by_prediction(anchors, gt_instances, pred_logits, pred_anchor_deltas)
 
-    def anchor_losses(self, pred_logits, labels, foreground, loc):
+    def anchor_losses(
+        self, pred_logits: list[Tensor], labels: Tensor, foreground: Tensor, loc: Tensor
+    ) -> Tensor:
         """As ``PAA.anchor_losses`` with cross entropy, guided as the losses are.
 
         Its sum over all anchors is scaled to that of the localization loss, as in the authors'

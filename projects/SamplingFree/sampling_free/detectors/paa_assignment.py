@@ -21,11 +21,11 @@ from torch import Tensor
 from ..utils.errors import BadInput
 
 
-def num_positives(losses) -> int:
-    """How many of an object's candidates are foreground.
+def num_positives(losses: np.ndarray) -> int:
+    """Counts the foreground among an object's candidates.
 
     Args:
-        losses (ndarray): (n,) in ascending order, n >= 1, finite.
+        losses: (n,) in ascending order, n >= 1, finite.
 
     Returns:
         In 1..n; the first so many are foreground.

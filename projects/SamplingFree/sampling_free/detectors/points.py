@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import cat
 from detectron2.modeling import build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOSHead
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
@@ -34,13 +34,19 @@ class GuidedPoints(PriorBias):
     classifier_bias_name = "head.cls_score.bias"
     loss_names = ("loss_cls", "loss_box_reg", "loss_quality")
 
-    def init_guide_and_prior(self, guide, prior):
-        """Args: as in ``SamplingFreeRetinaNet``."""
+    def init_guide_and_prior(self, guide: str | float, prior: float | list[float] | str) -> None:
+        """Sets up the guide and the prior, as ``SamplingFreeRetinaNet`` takes them."""
         self.guide = make_guide(guide, num_losses=3)
         self.guide_log = GuideLog()
         self.init_prior(prior)
 
-    def forward_training(self, images, features, predictions, gt_instances):
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
         pred_logits, *others = predictions
         pred_anchor_deltas, pred_quality = self._transpose_dense_predictions(others, [4, 1])
         anchors = self.anchor_generator(features)
@@ -49,8 +55,14 @@ class GuidedPoints(PriorBias):
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_quality
         )
 
-    def assign(self, anchors, gt_instances, pred_logits, pred_anchor_deltas):
-        """Labels and boxes of the anchors; PAA takes what was predicted into account."""
+    def assign(
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+    ) -> tuple[list[Tensor], list]:
+        """Labels the anchors; PAA takes what was predicted into account."""
         return self.label_anchors(anchors, gt_instances)
 
     def losses(
@@ -107,14 +119,14 @@ class GuidedPoints(PriorBias):
 
 
 def foreground_rows(
-    anchors: list[Boxes], predictions: tuple[list[Tensor]], gt_boxes, foreground: Tensor
+    anchors: list[Boxes], predictions: tuple[list[Tensor], ...], gt_boxes: list, foreground: Tensor
 ) -> tuple[Tensor, ...]:
-    """The foreground of a batch, in float32: the area of a box of 256 px is beyond float16.
+    """Gathers the foreground of a batch, in float32: the area of a box of 256 px is beyond float16.
 
     Args:
         anchors: of each level.
         predictions: each for each level (N, Hi*Wi, D).
-        gt_boxes (list[Boxes or Tensor]): N times (R, 4).
+        gt_boxes: N times (R, 4), Boxes or tensors.
         foreground: (N, R) bool.
 
     Returns:
@@ -127,8 +139,11 @@ def foreground_rows(
     return (*rows, *(cat(x, dim=1)[where].float() for x in predictions))
 
 
-def require_finite(boxes):
-    """``boxes``, or FloatingPointError; fvcore's losses would say that x1 is larger than x2."""
+def require_finite(boxes: Tensor) -> Tensor:
+    """Returns ``boxes``, or raises FloatingPointError if they are not finite.
+
+    fvcore's losses would say that x1 is larger than x2.
+    """
     if not torch.isfinite(boxes).all():
         raise FloatingPointError("the predicted boxes are not finite")
     return boxes

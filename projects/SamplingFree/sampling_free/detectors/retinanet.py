@@ -6,10 +6,10 @@ Only the losses differ from Detectron2's class; parameters, assignment and infer
 """
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
@@ -63,7 +63,7 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
         self.init_prior(prior)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.SAMPLING_FREE
         return {
             **super().from_config(cfg),
@@ -72,7 +72,13 @@ class SamplingFreeRetinaNet(PriorThreshold, PriorBias, RetinaNet):
             "box_reg_loss_weight": node.BOX_REG_LOSS_WEIGHT,
         }
 
-    def forward_training(self, images, features, predictions, gt_instances):
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
         pred_logits, pred_anchor_deltas = predictions  # (N, A*K, Hi, Wi) and (N, A*4, Hi, Wi)
         (pred_anchor_deltas,) = self._transpose_dense_predictions([pred_anchor_deltas], [4])
         anchors = self.anchor_generator(features)

@@ -11,7 +11,7 @@ from types import FunctionType
 from typing import Dict, List
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
@@ -79,7 +79,7 @@ class SamplingFreeFastRCNNOutputLayers(SoftmaxPriorBias, FastRCNNOutputLayers):
         self.init_softmax_prior(softmax_prior)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.SAMPLING_FREE
         if node.TEST_SCORE_THRESH is not None:
             raise BadInput(
@@ -208,7 +208,7 @@ class SamplingFreeStandardROIHeads(EveryProposal, StandardROIHeads):
         require_guided(self)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | dict[str, ShapeSpec]) -> dict:
         ret = super().from_config(cfg, input_shape)
         ret["max_mask_positives"] = cfg.MODEL.SAMPLING_FREE.MAX_MASK_POSITIVES
         return ret
@@ -257,7 +257,7 @@ class SamplingFreeRes5ROIHeads(EveryProposal, Res5ROIHeads):
         require_guided(self)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | dict[str, ShapeSpec]) -> dict:
         if cfg.MODEL.SAMPLING_FREE.MAX_MASK_POSITIVES is not None:
             raise BadInput(
                 "MODEL.SAMPLING_FREE.MAX_MASK_POSITIVES: Res5ROIHeads know no such limit; leave "

@@ -8,7 +8,8 @@ assignment and proposals are Detectron2's own.
 """
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
@@ -39,10 +40,10 @@ class SamplingFreeRPN(PriorBias, RPN):
     def __init__(
         self,
         *,
-        prior="auto",
-        guide=RECOMMENDED,
-        batch_size_per_image=None,
-        positive_fraction=None,
+        prior: float | list[float] | str = "auto",
+        guide: str | float = RECOMMENDED,
+        batch_size_per_image: int | None = None,
+        positive_fraction: float | None = None,
         **kwargs,
     ):
         """Builds the head.
@@ -61,13 +62,13 @@ class SamplingFreeRPN(PriorBias, RPN):
         self.init_prior(prior)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         return {
             **super().from_config(cfg, input_shape),
             **prior_and_guide(cfg.MODEL.SAMPLING_FREE),
         }
 
-    def class_logits(self, features):
+    def class_logits(self, features: dict[str, Tensor]) -> list[Tensor]:
         return self.rpn_head([features[f] for f in self.in_features])[0]
 
     def _subsample_labels(self, label):
@@ -132,6 +133,6 @@ class SamplingFreeRPN(PriorBias, RPN):
         }
 
 
-def one_class(gt_labels):
-    """From the RPN's labels (0 background, 1 foreground) to those of one class, 0, and 1."""
+def one_class(gt_labels: Tensor) -> Tensor:
+    """Converts the RPN's labels (0 background, 1 foreground) to those of one class, 0, and 1."""
     return torch.where(gt_labels < 0, gt_labels, 1 - gt_labels)

@@ -15,7 +15,8 @@ import copy
 import math
 
 import torch
-from torch import nn
+from detectron2.config import CfgNode
+from torch import Tensor, nn
 
 from ..utils.errors import BadInput, require_number
 from .bias import PER_CLASS, ClassifierBias
@@ -28,8 +29,8 @@ class PriorThreshold:
     """Mixin of a dense detector with :class:`PriorBias`; Detectron2's inference stays."""
 
     @property
-    def test_score_thresh(self):
-        """float or Tensor: what inference compares its scores with, for "per_class" (K,).
+    def test_score_thresh(self) -> float | Tensor:
+        """Returns what inference compares its scores with; for "per_class" (K,) numbers.
 
         Raises:
             BadInput: if it is to follow from a prior that is not known.
@@ -57,7 +58,7 @@ class PriorThreshold:
         return torch.tensor(compared, device=self.pixel_mean.device)
 
     @test_score_thresh.setter
-    def test_score_thresh(self, threshold):
+    def test_score_thresh(self, threshold: float | str) -> None:
         if not isinstance(threshold, (int, float)) and threshold not in MODES:
             raise BadInput(
                 f"model.test_score_thresh={threshold!r} is unknown; known: {', '.join(MODES)}, or "
@@ -68,7 +69,7 @@ class PriorThreshold:
         self._test_score_thresh = threshold
 
     def __prepare_scriptable__(self):
-        """The stock detector with these weights and this threshold, for ``torch.jit.script``.
+        """Returns the stock detector with these weights and this threshold for TorchScript.
 
         TorchScript compiles no property of this kind, and inference needs no other.
         """
@@ -83,18 +84,18 @@ class PriorThreshold:
         stock.test_score_thresh = self.test_score_thresh
         return stock
 
-    def require_threshold(self):
+    def require_threshold(self) -> None:
         """Raises BadInput if the threshold is to follow from a prior that is not known."""
         _ = self.test_score_thresh
 
     @staticmethod
-    def compared_threshold(threshold):
-        """The threshold of a class score as a threshold of what inference compares with it."""
+    def compared_threshold(threshold: float) -> float:
+        """Converts the threshold of a class score to that of what inference compares."""
         return threshold
 
     @classmethod
-    def threshold_from_config(cls, cfg):
-        """The constructor argument from a CfgNode, if it is not the detector's own number."""
+    def threshold_from_config(cls, cfg: CfgNode) -> dict[str, str]:
+        """Returns the constructor argument of a config that has one."""
         mode = cfg.MODEL.SAMPLING_FREE.TEST_SCORE_THRESH
         return {} if mode is None else {"test_score_thresh": mode}
 
@@ -103,5 +104,5 @@ class RootPriorThreshold(PriorThreshold):
     """The same where inference compares sqrt(class score * centerness), as Detectron2's FCOS."""
 
     @staticmethod
-    def compared_threshold(threshold):
+    def compared_threshold(threshold: float) -> float:
         return math.sqrt(threshold)

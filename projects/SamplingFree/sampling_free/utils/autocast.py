@@ -7,6 +7,7 @@ images are such levels. Float32 and float16 do not have it.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -15,13 +16,12 @@ CONVOLUTIONS = (torch.conv2d, torch.conv_transpose2d)
 
 
 @contextlib.contextmanager
-def training_autocast(device: str, dtype: torch.dtype | None):
+def training_autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
     """A context in which a detector computes its losses in mixed precision.
 
     Args:
         device: "cuda" or "cpu".
         dtype: of convolutions and matrix products; None for full precision.
-
     """
     is_unsound = device == "cpu" and dtype == torch.bfloat16
     with (

@@ -22,8 +22,8 @@ def agreed(function: Callable) -> object:
     return raised(comm.all_gather(caught(function) if comm.is_main_process() else None)[0])
 
 
-def caught(function):
-    """What ``function`` returns or raises: other processes must not wait for it in vain."""
+def caught(function: Callable) -> object:
+    """Returns what ``function`` returns or raises: other processes must not wait for it in vain."""
     try:
         return function()
     except Exception as e:
@@ -32,8 +32,8 @@ def caught(function):
         return e
 
 
-def raised(answer):
-    """An answer of :func:`caught`, raised if it is an exception."""
+def raised(answer: object) -> object:
+    """Returns an answer of :func:`caught`, or raises it if it is an exception."""
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 
 
 class BadInput(Exception):
@@ -13,39 +14,26 @@ class BadInput(Exception):
     The command line tools print the line without a stack trace and exit with code 2.
     """
 
-    def __init__(self, message):
+    def __init__(self, message: object):
         # A DataLoader worker re-raises with its whole traceback in front of the message.
         super().__init__(printable(str(message).rsplit(f"{type(self).__name__}: ", 1)[-1]))
 
 
 def printable(message: str) -> str:
-    """One line that any terminal and log file takes, also of a file name that is not UTF-8.
-
-    Args:
-        message:
-
-    Returns:
-        Without line breaks; what cannot be printed is escaped.
-    """
+    """Returns a text as one line for any terminal and log file, with the rest escaped."""
     line = " ".join(message.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def require_number(key: str, value: object, low: float, high: float):
-    """Raises BadInput unless ``value`` is a number in [low, high].
-
-    Args:
-        key: where a config has it.
-        value: bool is no number here.
-        low, high:
-    """
+def require_number(key: str, value: object, low: float, high: float) -> None:
+    """Raises BadInput unless ``value``, of the config's ``key``, is a number in [low, high]."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         limits = f"from {low:g} up" if high == math.inf else f"in [{low:g}, {high:g}]"
         raise BadInput(f"{key}={value!r}: give a number {limits}")
 
 
-def require_writable(option: str, path: str | None):
+def require_writable(option: str, path: str | None) -> None:
     """Raises BadInput unless a file can be written there; its folder is made.
 
     Args:
@@ -66,12 +54,12 @@ def require_writable(option: str, path: str | None):
         raise BadInput(f"{option} {path}: cannot be written ({reason}); give another file")
 
 
-def require_writable_folder(option: str, folder: str):
+def require_writable_folder(option: str, folder: str) -> None:
     """Raises BadInput unless files can be written into a folder, which is made.
 
     Args:
         option: of the command line or the config, for the message.
-        folder:
+        folder: where the files are to be.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -89,24 +77,18 @@ def require_writable_folder(option: str, folder: str):
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def disk_fault(error):
-    """The OSError of a disk that takes no more, where an exception is one or came of one.
+def disk_fault(error: BaseException | None) -> OSError | None:
+    """Finds the error of a full or read-only disk in an exception or its causes.
 
     PyTorch hides it behind a RuntimeError of its own.
-
-    Args:
-        error (BaseException or None):
-
-    Returns:
-        OSError or None
     """
     while error is not None and not (isinstance(error, OSError) and error.errno in DISK):
         error = error.__cause__ or error.__context__
     return error
 
 
-def disk_line(fault, place="a file"):
-    """str: what :func:`disk_fault` has found, with another place where its file is not known."""
+def disk_line(fault: OSError, place: str = "a file") -> str:
+    """Describes what :func:`disk_fault` found; ``place`` stands for an unknown file name."""
     return f"{fault.filename or place}: cannot be written ({fault.strerror})"
 
 
@@ -116,7 +98,7 @@ BAD_BOXES = ("bad box", "infinite or NaN")
 
 
 @contextlib.contextmanager
-def naming_non_finite():
+def naming_non_finite() -> Iterator[None]:
     """Turns the assertions of box losses into FloatingPointError."""
     try:
         yield

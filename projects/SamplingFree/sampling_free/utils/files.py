@@ -7,13 +7,14 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import IO
 
 UNFINISHED = ".unfinished"
 
 
-def finite(value):
-    """``value`` of dicts and lists with None in the place of each number that is not finite."""
+def finite(value: object) -> object:
+    """Replaces each number that is not finite in dicts and lists by None."""
     if isinstance(value, dict):
         return {key: finite(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
@@ -21,7 +22,9 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: str, value: object, indent: int | None = 1, default: Callable | None = None):
+def write_json(
+    path: str, value: object, indent: int | None = 1, default: Callable | None = None
+) -> None:
     """Writes a file as a whole, or leaves what was there.
 
     Args:
@@ -40,8 +43,8 @@ def write_json(path: str, value: object, indent: int | None = 1, default: Callab
 
 
 @contextlib.contextmanager
-def written_whole(path: str, mode: str = "w"):
-    """A file to write into, which gets its name when it is whole; on an error it is removed.
+def written_whole(path: str, mode: str = "w") -> Iterator[IO]:
+    """Opens a file to write, which gets its name when it is whole; an error removes it.
 
     Args:
         path: what is there stays till then.

@@ -1,6 +1,7 @@
 """Calls of a LazyConfig: what a node calls, with which parameters, and calling it."""
 
 import inspect
+from collections.abc import Callable
 
 from detectron2.config import instantiate
 from detectron2.utils.registry import locate
@@ -9,25 +10,21 @@ from omegaconf import DictConfig
 from .errors import BadInput
 
 
-def instantiate_with(node, **given):
+def instantiate_with(node: DictConfig, **given: object) -> object:
     """Instantiates a call with some of its arguments given as objects."""
     arguments = {k: instantiate(node[k]) for k in node if k != "_target_" and k not in given}
     return target_of(node)(**arguments, **given)
 
 
-def target_of(node):
-    """The callable of a node; a config that a run has saved holds its name."""
+def target_of(node: DictConfig) -> Callable:
+    """Returns the callable of a node; a config that a run has saved holds its name."""
     return locate(node._target_) if isinstance(node._target_, str) else node._target_
 
 
 def call_parameters(node: DictConfig) -> set[str] | None:
-    """Parameter names of a node's ``_target_``.
+    """Returns the parameter names of a node's ``_target_``.
 
-    Args:
-        node:
-
-    Returns:
-        Empty for a plain dict, None if the callable takes any keyword.
+    They are empty for a plain dict, and None if the callable takes any keyword.
     """
     target = node.get("_target_", None)
     if target is None:

@@ -4,11 +4,13 @@ import contextlib
 import copy
 import logging
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from detectron2.structures import ImageList
-from torch import nn
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +25,8 @@ class ForwardState:
     and of their ``guide_log``. Parameters and their gradients are not looked at.
     """
 
-    def __init__(self, model):
-        """Args: model (nn.Module): not wrapped."""
+    def __init__(self, model: nn.Module):
+        """Copies the state of a model that is not wrapped."""
         owners = list(model.modules())
         owners += [m.guide_log for m in model.modules() if hasattr(m, "guide_log")]
         self._attributes = [(x, _plain(x)) for x in owners]
@@ -32,7 +34,7 @@ class ForwardState:
         self._copies = copy.deepcopy([saved for _, saved in self._buffers])
 
     @torch.no_grad()
-    def restore(self):
+    def restore(self) -> None:
         """Puts all of it back."""
         for owner, saved in self._attributes:
             for name in _plain(owner).keys() - saved.keys():
@@ -47,14 +49,11 @@ class ForwardState:
 
 
 @contextlib.contextmanager
-def preserved(model: nn.Module):
-    """Everything that a forward pass in training changes is put back at the end.
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Puts back at the end everything that a forward pass in training changes.
 
     The random generators of Python, numpy and torch (CPU and the model's GPU), and the model's
     :class:`ForwardState`.
-
-    Args:
-        model:
     """
     devices = {x.device for x in model.parameters() if x.device.type == "cuda"}
     states = random.getstate(), np.random.get_state()
@@ -72,21 +71,24 @@ def _plain(owner):
     return {name: value for name, value in vars(owner).items() if isinstance(value, PLAIN)}
 
 
-def unwrapped(model):
-    """The detector within ``DistributedDataParallel``, or the model itself."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the detector within ``DistributedDataParallel``, or the model itself."""
     return getattr(model, "module", model)
 
 
-def pixels(model, images):
-    """(N, 3, H, W), normalized and padded, also for a ``ProposalNetwork``, which has no method."""
+def pixels(model: nn.Module, images: list[dict]) -> Tensor:
+    """Returns the images (N, 3, H, W), normalized and padded.
+
+    A ``ProposalNetwork`` has no method for that.
+    """
     if hasattr(model, "preprocess_image"):
         return model.preprocess_image(images).tensor
     pixels = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in images]
     return ImageList.from_tensors(pixels, model.backbone.size_divisibility).tensor
 
 
-def with_present_device(cfg):
-    """``cfg`` with train.device="cpu" where it says "cuda" and there is none; says so."""
+def with_present_device(cfg: DictConfig) -> DictConfig:
+    """Sets train.device to "cpu" where it is "cuda" and there is no GPU; says so."""
     if str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available():
         logger.info("No GPU found: running on the CPU (train.device=cpu).")
         cfg.train.device = "cpu"

@@ -2,14 +2,15 @@
 
 import contextlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 
 @contextlib.contextmanager
-def seeded(*seed):
-    """Makes the global random generators depend on ``seed`` (ints >= 0) alone.
+def seeded(*seed: int) -> Iterator[None]:
+    """Makes the global random generators depend on ``seed`` (all >= 0) alone.
 
     Augmentations draw from those of Python, numpy or torch. The former states come back.
     """

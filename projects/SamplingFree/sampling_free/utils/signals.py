@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.util import Finalize
 
 import torch
@@ -64,8 +65,8 @@ class Interruption:
         self._handlers = {}
 
     @contextlib.contextmanager
-    def at_once(self):
-        """In this block a signal raises ``Interrupted``, as does one that came before it."""
+    def at_once(self) -> Iterator[None]:
+        """Lets a signal raise ``Interrupted`` in this block, as does one that came before it."""
         if self.number:
             raise Interrupted(self.number)
         before, self._at_once = self._at_once, True
@@ -88,8 +89,8 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def passed_on():
-    """Signals to this process, which waits for those that it has started, end those.
+def passed_on() -> Iterator[None]:
+    """Ends the processes that this one has started, and waits for, when a signal comes.
 
     Raises:
         Interrupted: there were none yet, or they had not begun to train, and so said nothing.
