@@ -2,23 +2,15 @@
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from torch.nn import functional as F
 
 
 def reference(logits, labels):
-    """Value and gradient of binary cross entropy on one-hot targets in float64, row by row."""
-    num_classes = logits.shape[-1]
-    x = logits.detach().double().reshape(-1, num_classes).requires_grad_()
-    total = x.sum() * 0
-    for row, label in zip(x, labels.reshape(-1).tolist()):
-        if label < 0:
-            continue
-        target = torch.zeros(num_classes, dtype=torch.float64)
-        if label < num_classes:
-            target[label] = 1
-        p = torch.sigmoid(row)
-        total = total - (target * p.log() + (1 - target) * torch.sigmoid(-row).log()).sum()
-    total.backward()
-    return total.item(), x.grad.reshape(logits.shape)
+    """Value and gradient of cross entropy on one-hot targets (..., R, K), in float64."""
+    x, valid = logits.detach().cpu().double().requires_grad_(), labels.cpu() >= 0
+    targets = F.one_hot(labels.cpu()[valid].long(), x.shape[-1] + 1)[:, :-1].double()
+    loss = F.binary_cross_entropy_with_logits(x[valid], targets, reduction="sum")
+    return loss.item(), torch.autograd.grad(loss, x)[0]
 
 
 def levels_of(device="cpu", dtype=torch.float32, mean=-2.0):
@@ -29,14 +21,14 @@ def levels_of(device="cpu", dtype=torch.float32, mean=-2.0):
     return [x.to(device, dtype).requires_grad_() for x in levels], labels.to(device)
 
 
-def rows_of(levels):
+def rows_of(levels, num_classes=3):
     """(N, R, K) as Detectron2 makes it of all levels."""
-    return torch.cat([permute_to_N_HWA_K(x, 3) for x in levels], dim=1)
+    return torch.cat([permute_to_N_HWA_K(x, num_classes) for x in levels], dim=1)
 
 
-def exact_of(levels, labels):
+def exact_of(levels, labels, num_classes=3):
     """Value and gradients at the levels by ``reference``, in float64."""
     copies = [x.detach().cpu().double().requires_grad_() for x in levels]
-    rows = rows_of(copies)
-    value, gradient = reference(rows, labels.cpu())
+    rows = rows_of(copies, num_classes)
+    value, gradient = reference(rows, labels)
     return value, torch.autograd.grad(rows, copies, gradient)

@@ -14,9 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from torch.nn import functional as F
 
+from helpers.classification_loss_cases import exact_of
 from sampling_free.method import kernels
 from sampling_free.method.classification_loss import sigmoid_bce_all, sigmoid_bce_gradient_norm
 from sampling_free.method.kernels import sigmoid_bce_torch
@@ -72,17 +71,6 @@ def all_background(levels, num_classes):
     return torch.full((len(levels[0]), num_rows), num_classes, device=levels[0].device)
 
 
-def exact(levels, labels, num_classes):
-    """Loss and gradients of cross entropy on one-hot targets, in float64, by autograd."""
-    levels = [x.detach().cpu().double().requires_grad_() for x in levels]
-    rows = torch.cat([permute_to_N_HWA_K(x, num_classes) for x in levels], dim=1)
-    labels = labels.cpu().long()
-    valid = labels >= 0
-    targets = F.one_hot(labels[valid], num_classes + 1)[:, :-1].double()
-    loss = F.binary_cross_entropy_with_logits(rows[valid], targets, reduction="sum")
-    return loss.item(), torch.autograd.grad(loss, levels)
-
-
 def is_dense(x):
     """As a convolution's output is; its gradient is to come in the same order."""
     return any(x.is_contiguous(memory_format=f) for f in FORMATS)
@@ -96,11 +84,11 @@ def rounding(x):
 
 
 def check(levels, labels, num_classes, factor=-2.5):
-    """Loss, its gradient at each logit and the L1 norm of that are those of ``exact``."""
+    """Loss, its gradient at each logit and the L1 norm of that are those of ``exact_of``."""
     levels = [x.detach().requires_grad_() for x in levels]
     loss = sigmoid_bce_all(levels, labels)
     gradients = torch.autograd.grad(factor * loss, levels)
-    value, wanted = exact(levels, labels, num_classes)
+    value, wanted = exact_of(levels, labels, num_classes)
     assert loss.dtype == torch.float32 and loss.shape == ()
     assert loss.item() == pytest.approx(value, rel=1e-6, abs=0)
     for x, g, w in zip(levels, gradients, wanted):
@@ -194,7 +182,7 @@ def test_half_precision_gradient_with_a_grad_scalers_factor(device, mean, allowe
     (x,) = random_levels((1, 1, 16, [(8, 11)]), device, mean, 0.5, torch.float16)
     labels = all_background([x], 16)
     (gradient,) = torch.autograd.grad(65536 * sigmoid_bce_all([x.requires_grad_()], labels), x)
-    _, (wanted,) = exact([x], labels, 16)
+    _, (wanted,) = exact_of([x], labels, 16)
     error = (gradient.cpu().double() / 65536 / wanted - 1).abs()
     assert error.mean() < allowed
 
@@ -224,7 +212,7 @@ def test_what_is_no_number_is_not_lost(device, label):
     (x,) = random_levels((1, 1, 3, [(5, 4)]), device)
     labels = all_background([x], 3)
     labels[0, 6] = label
-    _, (wanted,) = exact([x], labels, 3)
+    _, (wanted,) = exact_of([x], labels, 3)
     broken = x.clone()
     broken[0, 0, 1, 2] = wanted[0, 0, 1, 2] = math.nan
     loss = sigmoid_bce_all([broken.requires_grad_()], labels)
