@@ -68,6 +68,17 @@ def test_an_object_that_overlaps_no_anchor_enough_has_its_best(cls):
     assert labels.tolist() == _literal(model, inputs)[0].tolist()
 
 
+def test_an_object_without_area_has_no_candidate_and_changes_nothing():
+    anchors, box = Boxes(torch.tensor(ANCHORS)), [10.3, 12.1, 70.7, 51.9]
+    line = [40.3, 20.1, 40.3, 50.1]
+    model = points_model(PAA)
+    alone, beside = (
+        model.candidate_objects(anchors, Boxes(torch.tensor(x))) for x in ([box], [box, line])
+    )
+    assert torch.equal(alone, beside) and (alone == 0).any()
+    assert (model.candidate_objects(anchors, Boxes(torch.tensor([line]))) == -1).all()
+
+
 def test_with_focal_loss_an_image_has_the_same_labels_in_any_batch():
     model, inputs = points_model(PAA), batch(3, 5, 2)
     together, _ = _labels(model, inputs)
