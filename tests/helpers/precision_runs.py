@@ -94,6 +94,15 @@ def halve_backbone(fpn):
         fpn.top_block.in_channels = 256
 
 
+def guided_heads(model):
+    """The nodes of a sampling-free model that have a guide."""
+    if "roi_heads" not in model:
+        return [model]
+    heads = model.roi_heads
+    predictors = heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]
+    return [model.proposal_generator, *predictors]
+
+
 def train(detector, folder, dtype=None, seed=0):
     """
     Args:
@@ -106,8 +115,6 @@ def train(detector, folder, dtype=None, seed=0):
         Outcome: of ``STEPS`` steps.
     """
     settings = SETTINGS | (RCNN if "rcnn" in detector else DENSE)
-    if detector == "retinanet":  # the paper's guide, as all others here have it
-        settings["model.guide"] = "iteration"
     for part in ("train", "test"):
         node = f"dataloader.{part}.dataset.names"
         settings |= {f"{node}.{key}": value for key, value in IMAGES.items()}
@@ -121,6 +128,8 @@ def train(detector, folder, dtype=None, seed=0):
     cfg = load_config(
         str(REPO / "configs" / "demo" / f"{detector}.py"), [f"{k}={v}" for k, v in settings.items()]
     )
+    for head in guided_heads(cfg.model):
+        head.guide = "iteration"  # the paper's, of which docs/reliability.md speaks
     halve_backbone(cfg.model.backbone)
     seed_all_rng(seed)
     made = LazyTrainer(cfg)
